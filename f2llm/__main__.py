@@ -1,0 +1,5 @@
+"""python -m f2llm <verb>"""
+
+from .cli import main
+
+main()

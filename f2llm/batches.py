@@ -1,0 +1,121 @@
+"""Homogeneous batches: one source per global batch, a pure function of (seed, step)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import Training
+from .model import prompted
+from .tuples import TupleStore
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B tuples of one source, every text once. query (B), passage (B), hard_negatives (B, K): rows of `texts`."""
+
+    source: str
+    task: str
+    texts: list[str]
+    query: np.ndarray
+    passage: np.ndarray
+    hard_negatives: np.ndarray
+    group: np.ndarray  # (B): tuples of one group answer each other's queries
+
+
+class HomogeneousBatches:
+    """Batches of a training stage in order; `batches[step]` needs no batch before it.
+
+    Each epoch visits every kept row once. A source's rows are shuffled by (seed, source, epoch), the order
+    of sources by (seed, epoch), so that a source is met in proportion to its size. A rest of rows
+    that fills no batch waits for another epoch's shuffle.
+    """
+
+    def __init__(self, store: TupleStore, training: Training, seed: int, stage1: bool):
+        self.store, self.training, self.seed = store, training, seed
+        sources = {name: entry for name, entry in store.sources.items() if entry["stage1"] or not stage1}
+        self.rows = {name: self._usable_rows(name) for name in sources}
+        self.num_batches = {name: len(rows) // training.global_batch_size for name, rows in self.rows.items()}
+        if empty := [name for name, count in self.num_batches.items() if not count]:
+            raise ValueError(
+                f"sources {empty} have fewer usable rows than global_batch_size, {training.global_batch_size}; "
+                "remedy: a smaller batch, or name them in data.leave_out"
+            )
+        self.per_epoch = sum(self.num_batches.values())
+        self._plans: dict[int, list[tuple[str, int]]] = {}
+        self._shuffles: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Optimizer steps of the stage."""
+        steps = self.per_epoch * self.training.epochs
+        return min(steps, self.training.max_steps or steps)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
+        epoch, position = divmod(step, self.per_epoch)
+        source, index = self._plan(epoch)[position]
+        size = self.training.global_batch_size
+        rows = self._shuffle(source, epoch)[index * size : (index + 1) * size]
+        return self._batch(source, rows, epoch)
+
+    def _usable_rows(self, name: str) -> np.ndarray:
+        """Rows with as many negatives as a step draws, capped by a draw keyed by (seed, source)."""
+        counts = np.diff(self.store.tables[name]["negatives"].combine_chunks().offsets.to_numpy())
+        rows = np.flatnonzero(counts >= self.num_negatives(name))
+        cap = self.training.cap_per_source
+        if cap and len(rows) > cap:
+            rows = np.sort(self._random("cap", name).permutation(rows)[:cap])
+        return rows
+
+    def num_negatives(self, name: str) -> int:
+        """Hard negatives per query of a source."""
+        return getattr(self.training.hard_negatives, self.store.sources[name]["task"])
+
+    def _plan(self, epoch: int) -> list[tuple[str, int]]:
+        """(source, batch of that source) of every step of an epoch."""
+        if epoch not in self._plans:
+            plan = [(name, index) for name, count in sorted(self.num_batches.items()) for index in range(count)]
+            order = self._random("plan", epoch).permutation(len(plan))
+            self._plans[epoch] = [plan[position] for position in order]
+        return self._plans[epoch]
+
+    def _shuffle(self, source: str, epoch: int) -> np.ndarray:
+        if (source, epoch) not in self._shuffles:
+            self._shuffles[source, epoch] = self._random("rows", source, epoch).permutation(self.rows[source])
+        return self._shuffles[source, epoch]
+
+    def _random(self, *key) -> np.random.Generator:
+        return np.random.default_rng(list(repr((self.seed, *key)).encode()))
+
+    def _batch(self, source: str, rows: np.ndarray, epoch: int) -> Batch:
+        entry, training = self.store.sources[source], self.training
+        tuples = self.store.tables[source].take(rows).to_pydict()
+        wanted = self.num_negatives(source)
+        instruction = entry["instruction"] if training.instructions else None
+        share = training.document_instruction_share if entry["symmetric"] else 0.0
+        texts: dict[str, int] = {}
+
+        def place(text: str) -> int:
+            return texts.setdefault(text, len(texts))
+
+        def document(row: int, draw: np.random.Generator) -> int:
+            with_instruction = draw.random() < share
+            return place(prompted(self.store.documents[row].as_py(), instruction if with_instruction else None))
+
+        query, passage, hard_negatives = [], [], []
+        for number, row in enumerate(rows):
+            draw = self._random("sample", source, int(row), epoch)
+            query.append(place(prompted(tuples["query"][number], instruction)))
+            passage.append(document(tuples["passage"][number], draw))
+            chosen = draw.choice(tuples["negatives"][number], size=wanted, replace=False) if wanted else []
+            hard_negatives.append([document(int(negative), draw) for negative in chosen])
+        return Batch(
+            source=source,
+            task=entry["task"],
+            texts=list(texts),
+            query=np.array(query),
+            passage=np.array(passage),
+            hard_negatives=np.array(hard_negatives, dtype=np.int64).reshape(len(rows), wanted),
+            group=np.array(tuples["group"]),
+        )

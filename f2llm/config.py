@@ -1,0 +1,384 @@
+"""params.yaml -> one checked configuration of one size. Nothing has a default here.
+
+`resolve` merges recipes[recipe] <- sizes[base] <- sizes[size] <- override and checks every value;
+the `config` stage writes the result to build/config.yaml, whose sections are the other stages' parameters.
+"""
+
+import difflib
+import re
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Machine:
+    threads: int
+    token_budget: int
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    steps: int
+    tokens_per_step: int
+    learning_rate: float
+    warmup_steps: int
+    max_tokens: int  # of one text
+
+
+@dataclass(frozen=True)
+class Backbone:
+    source: str  # `from` in params.yaml: embedded
+    vocab: int
+    hidden_dim: int
+    mlp_dim: int
+    layers: int
+    query_heads: int
+    key_value_heads: int
+    head_dim: int
+    init_range: float
+    pretrain: Pretrain
+
+
+@dataclass(frozen=True)
+class Data:
+    source: str  # `from` in params.yaml: embedded
+    held_out_percent: int  # of messages and modules, for evaluation
+    split: str
+    negatives: int
+    leave_out: list[str]
+
+
+@dataclass(frozen=True)
+class Mine:
+    miner: str
+    anchor: str
+    range_max: int
+    skip: int
+    max_score: float
+    relative_margin: float
+    keep: int
+    drop_short: bool
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    retrieval: int
+    clustering: int
+    classification: int
+
+
+@dataclass(frozen=True)
+class Training:
+    learning_rate: float
+    min_learning_rate: float
+    warmup_steps: int
+    epochs: int
+    max_steps: int
+    global_batch_size: int
+    cap_per_source: int
+    instructions: bool
+    document_instruction_share: float
+    temperature: float
+    in_batch_tasks: list[str]
+    mask_duplicates: bool
+    matryoshka_min_dim: int
+    hard_negatives: HardNegatives
+    distillation_weight: float
+    weight_decay: float
+    betas: list[float]
+    max_grad_norm: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden_dim: int
+    mlp_dim: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Prune:
+    calibration_texts: int
+    students: dict[str, Shape]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    benchmark: str
+    dims: list[int]
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str  # the size; not called `size`: DVC leaves keys of that name out of its run cache
+    recipe: str
+    seed: int
+    machine: Machine
+    backbone: Backbone
+    data: Data
+    mine: Mine
+    stage1: Training
+    stage2: Training
+    prune: Prune
+    distill: Training
+    evaluate: Evaluate
+
+
+def root(start: Path | None = None) -> Path:
+    """The repository: the nearest folder upwards with a dvc.yaml, also inside a temporary experiment."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").exists():
+            return folder
+    raise ValueError(f"no dvc.yaml in {here} or above; remedy: run this inside a clone of the repository")
+
+
+def load_config(size: str | None = None, **overrides) -> Config:
+    """The configuration of params.yaml, the same in JupyterLab, papermill, DVC and Colab.
+
+    size None: model.size of params.yaml. overrides: sections, as in stage1={"max_steps": 10}.
+    """
+    path = root() / "params.yaml"
+    params = read_yaml(path)
+    config = resolve(params, size, overrides)
+    return config
+
+
+def resolve(params: dict, size: str | None = None, overrides: dict | None = None) -> Config:
+    """The checked configuration of one size. Errors are ValueErrors that name key, value, rule and remedy."""
+    known = {"model", "recipe", "seed", "machine", "override", "recipes", "sizes"}
+    _check_keys(params, required=known, where="params.yaml")
+    if not isinstance(params["model"], dict) or set(params["model"]) != {"size"}:
+        raise ValueError(f"params.yaml: model is {params['model']!r}, but must be a table with the one key size")
+    size = str(params["model"]["size"] if size is None else size)
+    recipe = _one_of(params["recipe"], params["recipes"], "recipe")
+    preset = params["sizes"][_one_of(size, params["sizes"], "model.size")]
+    if base := preset.get("base"):
+        preset = _merge(params["sizes"][_one_of(base, params["sizes"], f"sizes.{size}.base")], preset)
+    values = _merge(params["recipes"][recipe], {key: value for key, value in preset.items() if key != "base"})
+    for extra in (params["override"], overrides or {}):
+        _check_table(extra, "override")
+        values = _merge(values, extra)
+    own = {"name": size, "recipe": recipe, "seed": params["seed"], "machine": params["machine"]}
+    config = _build(Config, own | values, where="")
+    _check_values(config)
+    return config
+
+
+def write_config(config: Config, path: Path) -> None:
+    """The resolved configuration as a params file for DVC."""
+    values = asdict(config)
+    for section in ("backbone", "data"):
+        values[section] = {"from" if key == "source" else key: value for key, value in values[section].items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers and booleans: DVC writes 1e-05 after -S x=1e-5, which PyYAML reads as a string."""
+
+
+_OWN = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in _OWN]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_NUMBER = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), "-+0123456789")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), "-+.0123456789")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file as DVC reads it (YAML 1.2); a ValueError names the file and the line that is wrong."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; remedy: git checkout -- {Path(path).name}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    _check_table(values, str(path))
+    return values
+
+
+# Checking ---------------------------------------------------------------------------------------
+
+
+def _merge(low: dict, high: dict) -> dict:
+    """`high` over `low`, table by table."""
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_table(value, where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}, but must be a table of keys and values")
+
+
+def _one_of(value, known, where: str) -> str:
+    if value not in known:
+        names = ", ".join(map(str, known))
+        raise ValueError(f"{where} is {value!r}, but params.yaml offers only: {names}{_closest(value, known)}")
+    return value
+
+
+def _closest(key, known) -> str:
+    near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _check_keys(values: dict, required, where: str) -> None:
+    for key in values:
+        if key not in required:
+            names = ", ".join(sorted(required))
+            raise ValueError(f"{where}: unknown key {key!r}{_closest(key, required)} known keys: {names}")
+    for key in sorted(required):
+        if key not in values:
+            raise ValueError(f"{where}: key {key!r} is missing; remedy: add it, nothing has a default")
+
+
+def _build(kind, values, where: str):
+    """A dataclass from a table, every value of the declared type."""
+    _check_table(values, where or "the configuration")
+    values = {"source" if key == "from" else key: value for key, value in values.items()}
+    hints = typing.get_type_hints(kind)
+    _check_keys(values, required=hints.keys(), where=where or "params.yaml")
+    return kind(**{key: _typed(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+
+
+def _typed(hint, value, where: str):
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    if isinstance(hint, types.GenericAlias) and hint.__origin__ is dict:
+        _check_table(value, where)
+        return {key: _typed(hint.__args__[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(hint, types.GenericAlias):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}, but must be a list of {hint.__args__[0].__name__}")
+        return [_typed(hint.__args__[0], item, where) for item in value]
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{where} is {value!r} ({type(value).__name__}), but must be of type {hint.__name__}")
+    return value
+
+
+TASKS = ("retrieval", "clustering", "classification")
+_CHOICES = {
+    "backbone.source": ("embedded",),
+    "data.source": ("embedded",),
+    "mine.miner": ("tfidf",),
+    "mine.anchor": ("query", "passage"),
+    "evaluate.benchmark": ("embedded",),
+}
+_MAY_BE_ZERO = {"seed", "machine.threads", "skip", "warmup_steps", "max_steps", "cap_per_source", "weight_decay"}
+_MAY_BE_ZERO |= {"document_instruction_share", "matryoshka_min_dim", "distillation_weight", "relative_margin"}
+_MAY_BE_ZERO |= {"retrieval", "clustering", "classification", "min_learning_rate", "steps"}
+_SHARES = {"document_instruction_share", "relative_margin", "max_score"}
+
+
+def _check_values(config: Config) -> None:
+    """Ranges first, then values that contradict each other."""
+    for where, value in _numbers(config):
+        key = where.rpartition(".")[2]
+        if value < 0 or (value == 0 and not {key, where} & _MAY_BE_ZERO) or value != value:
+            raise ValueError(f"{where} is {value}, but must be {'0 or ' if key in _MAY_BE_ZERO else ''}above 0")
+        if key in _SHARES and value > 1:
+            raise ValueError(f"{where} is {value}, but is a share and must not exceed 1")
+    for where, choices in _CHOICES.items():
+        section, _, key = where.partition(".")
+        value = getattr(getattr(config, section), key)
+        if value not in choices:
+            shown = where.replace("source", "from")
+            raise ValueError(
+                f"{shown} is {value!r}, but must be one of: {', '.join(choices)}{_closest(value, choices)}"
+            )
+    _check_shapes(config)
+    _check_mining(config.mine)
+    for section in ("stage1", "stage2", "distill"):
+        _check_training(getattr(config, section), section, config)
+
+
+def _numbers(value, where: str = ""):
+    """(dotted name, number) of every number in a configuration."""
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from _numbers(getattr(value, field.name), f"{where}.{field.name}".lstrip("."))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _numbers(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, where)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield where, value
+
+
+def _check_shapes(config: Config) -> None:
+    backbone = config.backbone
+    if backbone.query_heads % backbone.key_value_heads:
+        raise ValueError(
+            f"backbone.query_heads is {backbone.query_heads}, but must be a multiple of "
+            f"key_value_heads, {backbone.key_value_heads} (grouped-query attention)"
+        )
+    if backbone.head_dim % 2:
+        raise ValueError(f"backbone.head_dim is {backbone.head_dim}, but rotary embeddings need an even number")
+    if backbone.vocab < 300:
+        raise ValueError(f"backbone.vocab is {backbone.vocab}, but a byte-level tokenizer needs at least 300")
+    if not 1 <= config.data.held_out_percent <= 50:
+        raise ValueError(f"data.held_out_percent is {config.data.held_out_percent}, but must be from 1 to 50")
+    for name, shape in config.prune.students.items():
+        for key in ("hidden_dim", "mlp_dim", "layers"):
+            if getattr(shape, key) > getattr(backbone, key):
+                raise ValueError(
+                    f"prune.students.{name}.{key} is {getattr(shape, key)}, but pruning only removes: "
+                    f"at most the backbone's {getattr(backbone, key)}"
+                )
+    for dim in config.evaluate.dims:
+        if dim > backbone.hidden_dim:
+            raise ValueError(f"evaluate.dims has {dim}, but the embedding has only {backbone.hidden_dim} dimensions")
+
+
+def _check_mining(mine: Mine) -> None:
+    if mine.skip + mine.keep > mine.range_max:
+        raise ValueError(
+            f"mine.keep is {mine.keep}, but only {mine.range_max - mine.skip} candidates remain "
+            f"of mine.range_max {mine.range_max} after mine.skip {mine.skip}"
+        )
+
+
+def _check_training(training: Training, section: str, config: Config) -> None:
+    if training.min_learning_rate > training.learning_rate:
+        raise ValueError(
+            f"{section}.min_learning_rate is {training.min_learning_rate}, "
+            f"but must not exceed learning_rate, {training.learning_rate}"
+        )
+    if training.global_batch_size < 2:
+        raise ValueError(f"{section}.global_batch_size is {training.global_batch_size}, but in-batch loss needs 2")
+    if len(training.betas) != 2 or not all(beta < 1 for beta in training.betas):
+        raise ValueError(f"{section}.betas is {training.betas}, but must be two numbers below 1")
+    if unknown := set(training.in_batch_tasks) - set(TASKS):
+        raise ValueError(f"{section}.in_batch_tasks has {sorted(unknown)}, but tasks are: {', '.join(TASKS)}")
+    limits = {"retrieval": config.mine.keep, "clustering": config.data.negatives, "classification": 1}
+    for task, limit in limits.items():
+        wanted = getattr(training.hard_negatives, task)
+        if wanted > limit:
+            raise ValueError(f"{section}.hard_negatives.{task} is {wanted}, but only {limit} are kept per query")
+    if training.matryoshka_min_dim > config.backbone.hidden_dim:
+        raise ValueError(
+            f"{section}.matryoshka_min_dim is {training.matryoshka_min_dim}, "
+            f"but the embedding has only {config.backbone.hidden_dim} dimensions"
+        )
+    if training.max_tokens < 2:
+        raise ValueError(f"{section}.max_tokens is {training.max_tokens}, but one token and EOS are the least: 2")

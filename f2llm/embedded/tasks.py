@@ -1,0 +1,216 @@
+"""Evaluation tasks of the embedded corpus: plain dictionaries, which `f2llm.evaluate` hands to mteb.
+
+Every task uses held-out texts only: messages, modules, or whole languages that no training source contains.
+A task is {name, type, instruction, languages, data}; `data` has one entry per subset.
+"""
+
+import random
+from collections import defaultdict
+
+from .texts import NUMBERS, Texts, language_of, normalise
+
+LATIN = {"fr": "fra", "de": "deu", "es": "spa", "pl": "pol", "fi": "fin", "tr": "tur", "vi": "vie", "sw": "swh"}
+LATIN |= {"cy": "cym", "eu": "eus", "lv": "lvs", "hu": "hun"}
+LATIN = {locale: f"{code}-Latn" for locale, code in LATIN.items()}  # mteb's codes: ISO 639-3 and script
+OTHER_SCRIPTS = {"ru": "rus-Cyrl", "uk": "ukr-Cyrl", "el": "ell-Grek", "ka": "kat-Geor", "hy": "hye-Armn"}
+OTHER_SCRIPTS |= {"he": "heb-Hebr", "ar": "arb-Arab", "fa": "pes-Arab", "hi": "hin-Deva", "bn": "ben-Beng"}
+OTHER_SCRIPTS |= {"ta": "tam-Taml", "th": "tha-Thai", "ko": "kor-Hang", "ja": "jpn-Jpan", "zh": "zho-Hans"}
+OTHER_SCRIPTS |= {"am": "amh-Ethi"}
+ZERO_SHOT = {"fo": "fao", "lb": "ltz", "oc": "oci", "tk": "tuk", "rm": "roh", "szl": "szl", "dsb": "dsb", "ia": "ina"}
+ZERO_SHOT = {locale: f"{code}-Latn" for locale, code in ZERO_SHOT.items()}  # of texts.ZERO_SHOT, those with enough text
+NAMES = ("territory", "language", "city", "currency", "unit", "script", "timezone")
+TRANSLATE = "Retrieve translations of the following text."
+
+
+def tasks(texts: Texts, seed: int) -> list[dict]:
+    """All tasks, in the order of the report."""
+    draw = random.Random(f"evaluation:{seed}")
+    lists, relative, quantities = (f"{kind}:" for kind in ("list", "relative", "quantity"))
+    return [
+        _bitext("CldrNamesBitext", texts, NAMES, LATIN, draw),
+        _bitext("CldrNamesCrossScriptBitext", texts, NAMES, OTHER_SCRIPTS, draw),
+        _bitext("CldrPhrasesBitext", texts, (lists, relative, quantities), LATIN, draw),
+        _bitext("CldrPhrasesCrossScriptBitext", texts, (lists, relative, quantities), OTHER_SCRIPTS, draw),
+        _bitext("DjangoBitext", texts, ("django:",), LATIN, draw),
+        _bitext("DjangoCrossScriptBitext", texts, ("django:",), OTHER_SCRIPTS, draw),
+        _bitext("ZeroShotLanguagesBitext", texts, (*NAMES, "django:"), ZERO_SHOT, draw),
+        _retrieval("DocstringToCodeRetrieval", texts, "code", "Given a docstring, retrieve the code it describes."),
+        _retrieval("SummaryToBodyRetrieval", texts, "body", "Given a summary, retrieve the documentation it heads."),
+        _reranking("DjangoMessageReranking", texts, draw),
+        _tense("TenseClassification", texts, draw),
+        _kinds("NameKindClassification", texts, draw),
+        _packages("PackageClustering", texts, draw),
+        _units("QuantityClustering", texts, draw),
+        _pairs("TranslationPairClassification", texts, draw),
+        _overlap("ListOverlapSTS", texts, draw),
+    ]
+
+
+def _task(name: str, kind: str, instruction: str, languages: dict[str, list[str]], data: dict) -> dict:
+    return {"name": name, "type": kind, "instruction": instruction, "languages": languages, "data": data}
+
+
+def _translations(by_concept: dict[str, dict[str, str]], locale: str) -> list[tuple[str, str, str]]:
+    """(concept, text, English text), without those that are written alike and without repeats."""
+    found, seen = [], set()
+    for concept, known in sorted(by_concept.items()):
+        if "en" not in known or locale not in known:
+            continue
+        text, english = known[locale], known["en"]
+        keys = {normalise(text), "en:" + normalise(english)}
+        if normalise(text) != normalise(english) and not keys & seen:
+            seen |= keys
+            found.append((concept, text, english))
+    return found
+
+
+def _bitext(name: str, texts: Texts, domains, locales, draw: random.Random, pairs: int = 100) -> dict:
+    """Find the English of each text among the English of all: one subset per language."""
+    languages, data = {}, {}
+    by_concept = texts.by_concept(domains)
+    for locale, code in locales.items():
+        found = _translations(by_concept, locale)
+        chosen = draw.sample(found, min(pairs, len(found)))
+        if len(chosen) >= 40:
+            subset = f"{code[:3]}-eng"
+            languages[subset] = [code, "eng-Latn"]
+            data[subset] = {"sentence1": [t for _, t, _ in chosen], "sentence2": [e for _, _, e in chosen]}
+    return _task(name, "BitextMining", TRANSLATE, languages, data)
+
+
+def _english(name: str, kind: str, instruction: str, data: dict) -> dict:
+    return _task(name, kind, instruction, {"default": ["eng-Latn"]}, {"default": data})
+
+
+def _retrieval(name: str, texts: Texts, field: str, instruction: str, queries: int = 500) -> dict:
+    """One relevant passage per summary, among the passages of all summaries."""
+    usable = [f for f in texts.functions if len(getattr(f, field)) >= 60]
+    first = {getattr(f, field): f for f in reversed(usable)}  # equal passages: one is enough
+    chosen = sorted(first.values())
+    random.Random(name).shuffle(chosen)
+    passages = [getattr(f, field) for f in chosen]
+    relevant = [[index] for index in range(min(queries, len(chosen)))]
+    data = {"queries": [f.summary for f in chosen[:queries]], "corpus": passages, "relevant": relevant}
+    return _english(name, "Retrieval", instruction, data)
+
+
+def _reranking(name: str, texts: Texts, draw: random.Random, queries: int = 200, candidates: int = 20) -> dict:
+    """The English of a translated message among messages of the same application."""
+    by_app = defaultdict(dict)
+    for message in texts.messages:
+        if message.domain.startswith("django:"):
+            by_app[message.domain].setdefault(message.locale, {})[message.concept] = message.text
+    usable = []
+    for known in (by_app[app] for app in sorted(by_app) if len(by_app[app]["en"]) > 8):
+        english = sorted(known["en"])
+        usable += [
+            (text, concept, english)
+            for locale in (*LATIN, *OTHER_SCRIPTS)
+            for concept, text in sorted(known.get(locale, {}).items())
+            if normalise(text) != normalise(concept)
+        ]
+    corpus, rows = [], draw.sample(usable, min(queries, len(usable)))
+    relevant, shown = [], []
+    for _, concept, english in rows:
+        others = [other for other in english if other != concept]
+        offered = [concept, *draw.sample(others, min(candidates - 1, len(others)))]
+        relevant.append([len(corpus)])
+        shown.append(list(range(len(corpus), len(corpus) + len(offered))))
+        corpus += offered
+    data = {"queries": [text for text, _, _ in rows], "corpus": corpus, "relevant": relevant, "candidates": shown}
+    return _english(name, "Reranking", TRANSLATE, data)
+
+
+def _labelled(rows: list[tuple[str, str]], draw: random.Random, per_label: int) -> list[tuple[str, str]]:
+    """At most `per_label` different texts of each label, in random order."""
+    by_label = defaultdict(dict)
+    for text, label in sorted(rows):
+        by_label[label].setdefault(normalise(text), text)
+    chosen = []
+    for label, found in sorted(by_label.items()):
+        chosen += [(text, label) for text in draw.sample(sorted(found.values()), min(per_label, len(found)))]
+    draw.shuffle(chosen)
+    return chosen
+
+
+def _classification(name: str, rows: list[tuple[str, str]], instruction: str) -> dict:
+    """Half of the rows train mteb's logistic regression, the other half is scored."""
+    half, labels = len(rows) // 2, sorted({label for _, label in rows})
+    train, test = (
+        {"text": [text for text, _ in part], "label": [labels.index(label) for _, label in part]}
+        for part in (rows[:half], rows[half:])
+    )
+    return _english(name, "Classification", instruction, {"train": train, "test": test})
+
+
+def _tense(name: str, texts: Texts, draw: random.Random) -> dict:
+    held_numbers = {str(number) for number in NUMBERS}
+    rows = [
+        (m.text, m.domain.split(":")[1])
+        for m in texts.messages
+        if m.domain.startswith("relative:") and not held_numbers.isdisjoint(m.text.split())
+    ]
+    instruction = "Classify whether the time is in the future or in the past."
+    return _classification(name, _labelled(rows, draw, per_label=300), instruction)
+
+
+def _kinds(name: str, texts: Texts, draw: random.Random) -> dict:
+    kinds = ("territory", "language", "currency", "unit", "script", "timezone")
+    rows = [(m.text, m.domain) for m in texts.messages if m.domain in kinds]
+    return _classification(name, _labelled(rows, draw, per_label=160), "Classify the kind of thing that is named.")
+
+
+def _clustering(name: str, rows: list[tuple[str, str]], instruction: str) -> dict:
+    data = {"sentences": [text for text, _ in rows], "labels": [label for _, label in rows]}
+    return _english(name, "Clustering", instruction, data)
+
+
+def _packages(name: str, texts: Texts, draw: random.Random) -> dict:
+    rows = [(f.summary, f.package) for f in texts.functions]
+    return _clustering(name, _labelled(rows, draw, per_label=60), "Identify the software package of the docstring.")
+
+
+def _units(name: str, texts: Texts, draw: random.Random) -> dict:
+    rows = [(m.text, m.concept.split("/")[1].split("-")[0]) for m in texts.messages if m.domain == "unit"]
+    return _clustering(name, _labelled(rows, draw, per_label=40), "Identify the physical quantity of the unit.")
+
+
+def _pairs(name: str, texts: Texts, draw: random.Random, pairs: int = 600) -> dict:
+    """Is the second text the translation of the first, or of another message?"""
+    by_concept = texts.by_concept(("django:",))
+    found = [pair for locale in (*LATIN, *OTHER_SCRIPTS) for pair in _translations(by_concept, locale)]
+    chosen = draw.sample(found, min(pairs, len(found)))
+    first, second, labels = [], [], []
+    for position, (concept, text, english) in enumerate(chosen):
+        if translated := position % 2 == 0:
+            offered = english
+        else:
+            offered = draw.choice([other for other_concept, _, other in chosen if other_concept != concept])
+        first.append(text)
+        second.append(offered)
+        labels.append(int(translated))
+    data = {"sentence1": first, "sentence2": second, "labels": labels}
+    return _english(name, "PairClassification", TRANSLATE, data)
+
+
+def _overlap(name: str, texts: Texts, draw: random.Random, pairs: int = 600) -> dict:
+    """How many members do two lists in different languages share? The score is their Jaccard index."""
+    lists = sorted(
+        m for m in texts.messages if m.domain.startswith("list:") and m.locale in ("en", *LATIN, *OTHER_SCRIPTS)
+    )
+    sharing = defaultdict(list)
+    for message in lists:
+        for member in message.concept.split("+"):
+            sharing[member].append(message)
+    first, second, scores = [], [], []
+    for _ in range(pairs):
+        one = draw.choice(lists)
+        members = one.concept.split("+")
+        pool = lists if draw.random() < 0.3 else sharing[draw.choice(members)]
+        other = draw.choice([m for m in pool if language_of(m.locale) != language_of(one.locale)])
+        shared, union = set(members) & set(other.concept.split("+")), set(members) | set(other.concept.split("+"))
+        first.append(one.text)
+        second.append(other.text)
+        scores.append(round(len(shared) / len(union), 4))
+    data = {"sentence1": first, "sentence2": second, "score": scores}
+    return _english(name, "STS", "Retrieve semantically similar text.", data)

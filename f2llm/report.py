@@ -1,0 +1,157 @@
+"""Tables and figures of the report, from results/*.csv and the logs beside the models."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+README_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
+SHORT = {"BitextMining": "Bitext", "PairClassification": "Pair", "Classification": "Class."}
+LABELS = {
+    "tfidf": "TF-IDF (character n-grams)",
+    "untrained": "untrained",
+    "backbone": "backbone",
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+}
+
+
+def label(model: str) -> str:
+    """A model's name for readers: 'pico-pruned' -> 'pico, pruned'."""
+    return LABELS.get(model, model.replace("-", ", "))
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """results/scores.csv, checked."""
+    path = Path(folder) / "results" / "scores.csv"
+    if not path.exists():
+        raise ValueError(f"{path} is missing; remedy: make repro")
+    scores = pd.read_csv(path)
+    if list(scores.columns) != ["model", "task", "type", "score"]:
+        raise ValueError(
+            f"{path} has columns {list(scores.columns)}, not model, task, type, score; remedy: dvc repro -f evaluate"
+        )
+    return scores
+
+
+def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per model: the mean over all tasks, bitext between scripts, and the mean of each type; times 100."""
+    order = list(dict.fromkeys(scores["model"]))
+    types = scores.pivot_table(index="model", columns="type", values="score", aggfunc="mean").rename(columns=SHORT)
+    between_scripts = scores[scores["task"].str.contains("CrossScript")].groupby("model")["score"].mean()
+    table = types.assign(mean=scores.groupby("model")["score"].mean(), between=between_scripts)
+    first = ["mean", "Bitext", "between", "Retrieval"]
+    table = table[first + [column for column in types.columns if column not in first]].loc[order]
+    return (100 * table).round(1).rename(columns={"mean": "Mean", "between": "Bitext between scripts"}, index=label)
+
+
+def table_by_task(scores: pd.DataFrame) -> pd.DataFrame:
+    """The report's first table: one row per model, the mean and each task; times 100."""
+    order, tasks = list(dict.fromkeys(scores["model"])), list(dict.fromkeys(scores["task"]))
+    table = scores.pivot(index="model", columns="task", values="score").loc[order, tasks]
+    table.insert(0, "Mean", table.mean(axis=1))
+    return (100 * table).round(1).rename(index=label)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, the best value of each column in bold."""
+    best = table.max()
+    lines = ["| model | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    for name, row in table.iterrows():
+        cells = [f"**{value:.1f}**" if value == best[column] else f"{value:.1f}" for column, value in row.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary_lines(folder: Path, seconds: int) -> list[str]:
+    """What `make repro` ends with."""
+    table = table_by_type(read_scores(folder)).iloc[:, :4]
+    lines = ["", "Scores, times 100 (held-out tasks of the embedded corpus):", table.to_string(), ""]
+    lines.append(f"Report: {Path(folder) / 'results' / 'report.html'}")
+    if seconds:
+        lines.append(f"Time:   {seconds // 60} min {seconds % 60} s, installation not counted")
+    return lines
+
+
+def readme_with_results(readme: str, folder: Path) -> str:
+    """README's text with the table of results of `folder` between the marks."""
+    start, end = README_MARKS
+    if readme.count(start) != 1 or readme.count(end) != 1:
+        raise ValueError(f"README.md must have each of the two marks {start!r} and {end!r} exactly once")
+    before, rest = readme.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n\n{markdown(table_by_type(read_scores(folder)))}\n\n{end}{after}"
+
+
+# Figures ----------------------------------------------------------------------------------------
+
+STYLE = {
+    "figure.figsize": (7, 3.6),
+    "figure.dpi": 110,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def use_style() -> None:
+    """The same look for every figure of the kit."""
+    matplotlib.rcParams.update(STYLE)
+
+
+def smoothed(log: pd.DataFrame, column: str = "loss", window: int = 20) -> pd.Series:
+    """Mean over the last `window` steps: a homogeneous batch's loss depends on its source more than on the step."""
+    return log[column].rolling(window, min_periods=1).mean()
+
+
+def plot_losses(axes, logs: dict[str, pd.DataFrame]) -> None:
+    """Loss against optimizer step, one line per training."""
+    for name, log in logs.items():
+        axes.plot(log["step"], smoothed(log), label=f"{name}, mean of 20 steps")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats, all parts)")
+    axes.legend()
+
+
+def plot_dims(axes, dims: pd.DataFrame) -> None:
+    """Mean score against matryoshka dim, one line per kind of task. dims: dim, type, score."""
+    for kind, rows in dims.groupby("type", sort=False):
+        axes.plot(rows["dim"], 100 * rows["score"], marker="o", label=kind)
+    axes.set(xscale="log", xlabel="dimensions kept", ylabel="score x 100")
+    axes.set_xticks(sorted(dims["dim"].unique()), [str(dim) for dim in sorted(dims["dim"].unique())])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> None:
+    """Score per language, one marker per model. languages: model, language, score."""
+    order = languages[languages["model"] == list(models)[-1]].sort_values("score")["language"].tolist()
+    for model, marker in models.items():
+        rows = languages[languages["model"] == model].set_index("language")["score"].reindex(order)
+        axes.plot(range(len(order)), 100 * rows, marker, linestyle="none", label=label(model))
+    axes.set_xticks(range(len(order)), order, rotation=90)
+    axes.set(xlabel="language", ylabel="bitext F1 x 100")
+    axes.legend()
+
+
+def plot_parameters(axes, points: pd.DataFrame) -> None:
+    """Mean score against parameters. points: model, parameters, score, kind."""
+    for kind, rows in points.groupby("kind", sort=False):
+        axes.plot(rows["parameters"] / 1e6, 100 * rows["score"], "o", label=kind)
+        for row in rows.itertuples():
+            axes.annotate(
+                label(row.model), (row.parameters / 1e6, 100 * row.score), xytext=(5, 4), textcoords="offset points"
+            )
+    axes.set(xlabel="parameters (millions)", ylabel="mean score x 100")
+    axes.margins(x=0.2, y=0.15)
+    axes.legend()
+
+
+def read_train_facts(folder: Path) -> dict:
+    """train.json of a trained model."""
+    return json.loads((Path(folder) / "train.json").read_text())
