@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from .config import Backbone
 from .embedded.texts import Texts
-from .model import QUERY_PROMPT
+from .text import QUERY_PROMPT
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"  # as in Qwen3
 # A word keeps its combining marks, which most scripts of South and South-East Asia write vowels with.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import Training
-from .model import prompted
+from .text import prompted
 from .tuples import TupleStore
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .config import load_config, read_yaml, resolve, root, write_config
-from .notebook import code_of, execute
+from .notebook import code_of, execute, write_html
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
@@ -44,10 +44,17 @@ def code(
 
 
 @app.command()
-def run(notebook: Annotated[str, typer.Argument(help="the name of a notebook, such as 05_stage2")]) -> None:
-    """Run a notebook by papermill into runs/, with an HTML copy."""
+def run(
+    notebook: Annotated[str, typer.Argument(help="the name of a notebook, such as 05_stage2")],
+    reading_copy: Annotated[Path | None, typer.Option(help="also an HTML without code")] = None,
+) -> None:
+    """Run a notebook by papermill into runs/, with an HTML copy (every other stage)."""
     load_config()
-    execute(Path("notebooks") / f"{notebook}.ipynb", Path("runs") / f"{notebook}.ipynb")
+    executed = Path("runs") / f"{notebook}.ipynb"
+    execute(Path("notebooks") / f"{notebook}.ipynb", executed)
+    if reading_copy:
+        reading_copy.parent.mkdir(parents=True, exist_ok=True)
+        write_html(executed, reading_copy, with_code=False)
 
 
 @app.command()

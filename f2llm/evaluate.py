@@ -4,7 +4,6 @@ mteb does the scoring: this module hands it tasks and encoders. Each model gets 
 that was run before carries the state of its random numbers into the next run.
 """
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -17,6 +16,7 @@ import pandas as pd
 from .config import root
 from .mining import Tfidf
 from .model import Embedder
+from .tuples import load_tasks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # local tasks only; mteb would otherwise retry for a minute
 os.environ.setdefault("MTEB_CACHE", str(root() / "scratch" / "mteb"))  # mteb makes this folder at import
@@ -135,14 +135,6 @@ class _Encoder(AbsEncoder):
 
 
 # Tasks ------------------------------------------------------------------------------------------
-
-
-def load_tasks(folder: Path) -> list[dict]:
-    """The evaluation tasks of a folder, in the order of their names."""
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise ValueError(f"{folder} holds no evaluation tasks; remedy: dvc repro data")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _bitext(data: dict) -> dict:

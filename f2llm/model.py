@@ -13,13 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
 
 from .checkpoint import whole_folder
-
-QUERY_PROMPT = "Instruct: {instruction}\nQuery: "  # [v1] section 2; before queries only, documents are raw
-
-
-def prompted(text: str, instruction: str | None) -> str:
-    """A text as the model sees it."""
-    return QUERY_PROMPT.format(instruction=instruction) + text if instruction else text
+from .text import prompted
 
 
 class Embedder:

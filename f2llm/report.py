@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 
 README_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
@@ -85,24 +84,6 @@ def readme_with_results(readme: str, folder: Path) -> str:
 
 
 # Figures ----------------------------------------------------------------------------------------
-
-STYLE = {
-    "figure.figsize": (7, 3.6),
-    "figure.dpi": 110,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
-
-
-def use_style() -> None:
-    """The same look for every figure of the kit."""
-    matplotlib.rcParams.update(STYLE)
 
 
 def smoothed(log: pd.DataFrame, column: str = "loss", window: int = 20) -> pd.Series:

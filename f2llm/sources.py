@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from .config import TASKS, Data, read_yaml
 from .embedded.records import BUILDERS
+from .embedded.tasks import tasks
 from .embedded.texts import Texts, texts
 
 COLUMNS = {  # what a record of each task has
@@ -60,6 +61,18 @@ def load_registry(path: Path = Path("data/sources.yaml")) -> list[Source]:
     return [Source(**entry) for entry in entries]
 
 
+def choose_sources(registry: list[Source], data: Data) -> list[Source]:
+    """The sources of data.from, without those that data.leave_out names."""
+    chosen = [source for source in registry if data.source in source.recipes]
+    names = [source.name for source in chosen]
+    if unknown := sorted(set(data.leave_out) - set(names)):
+        raise ValueError(f"data.leave_out names {unknown}, but the sources are: {', '.join(names)}")
+    chosen = [source for source in chosen if source.name not in data.leave_out]
+    if not any(source.stage1 for source in chosen):
+        raise ValueError("data.leave_out leaves no source for stage 1; remedy: keep at least one with stage1: true")
+    return chosen
+
+
 def embedded_texts(data: Data) -> tuple[Texts, Texts]:
     """(training, evaluation) texts of the embedded corpus."""
     return texts(held_out_percent=data.held_out_percent, salt=data.split)
@@ -75,3 +88,9 @@ def load_source(source: Source, data: Data, seed: int) -> Dataset:
     if missing := COLUMNS[source.task] - set(dataset.column_names):
         raise ValueError(f"source '{source.name}', task {source.task}: columns {sorted(missing)} are missing")
     return dataset
+
+
+def evaluation_tasks(data: Data, seed: int) -> list[dict]:
+    """The held-out tasks that belong to the data."""
+    _, held_out = embedded_texts(data)
+    return tasks(held_out, seed)

@@ -10,16 +10,14 @@ import hashlib
 import json
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 
 from .checkpoint import whole_folder
-from .config import Data
-from .embedded.tasks import tasks
-from .embedded.texts import normalise
-from .sources import Source, embedded_texts, load_source
+from .text import normalise
 
 SCHEMA = pa.schema(
     {
@@ -32,24 +30,24 @@ SCHEMA = pa.schema(
 )
 
 
-def assemble(sources: list[Source], data: Data, seed: int, out: Path) -> dict:
-    """Write tuples and evaluation tasks of `sources` under `out`; returns the manifest.
+def assemble(
+    sources: list, records_of: Callable, evaluation: list[dict], num_negatives: int, seed: int, out: Path
+) -> dict[str, dict]:
+    """Write the tuples of `sources` and the evaluation tasks under `out`; returns the manifest's sources.
 
-    Rows are dropped, and counted, when their query or passage is also an evaluation text, when query
-    and passage are equal, and when the pair is there already. Same inputs, same bytes.
+    records_of(source) gives the records of one `f2llm.sources.Source`. Rows are dropped, and counted, when
+    query or passage is also an evaluation text, when both are equal, and when the pair is there already.
+    num_negatives: of other labels, per row of a clustering source. Same inputs, same bytes.
     """
-    sources = _chosen(sources, data)
-    _, held_out = embedded_texts(data)
-    evaluation = tasks(held_out, seed)
-    forbidden = {normalise(text) for text in _texts_of(evaluation)}
+    forbidden = {normalise(text) for text in texts_of(evaluation)}
     documents, manifest = {}, {}
     with whole_folder(out) as folder:
         (folder / "tuples").mkdir()
         (folder / "evaluation").mkdir()
         for source in sources:
-            records = load_source(source, data, seed)
+            records = records_of(source)
             kept, dropped = _keep(records, source.task, forbidden)
-            rows = _rows(kept, source, data.negatives, f"{seed}:{source.name}", documents)
+            rows = _rows(kept, source, num_negatives, f"{seed}:{source.name}", documents)
             write_arrow(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "tuples" / f"{source.name}.arrow")
             languages = {row["language"] for row in kept} | {row["to"] for row in kept if "to" in row}
             manifest[source.name] = asdict(source) | {
@@ -66,27 +64,16 @@ def assemble(sources: list[Source], data: Data, seed: int, out: Path) -> dict:
     return manifest
 
 
-def _chosen(sources: list[Source], data: Data) -> list[Source]:
-    chosen = [source for source in sources if data.source in source.recipes]
-    names = [source.name for source in chosen]
-    if unknown := sorted(set(data.leave_out) - set(names)):
-        raise ValueError(f"data.leave_out names {unknown}, but the sources are: {', '.join(names)}")
-    chosen = [source for source in chosen if source.name not in data.leave_out]
-    if not any(source.stage1 for source in chosen):
-        raise ValueError("data.leave_out leaves no source for stage 1; remedy: keep at least one with stage1: true")
-    return chosen
-
-
-def _texts_of(value):
+def texts_of(value):
     """Every string among the data of evaluation tasks."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key in value.keys() - {"name", "type", "instruction", "languages", "label", "labels"}:
-            yield from _texts_of(value[key])
+            yield from texts_of(value[key])
     elif isinstance(value, list):
         for item in value:
-            yield from _texts_of(item)
+            yield from texts_of(item)
 
 
 def _keep(records, task: str, forbidden: set[str]) -> tuple[list[dict], Counter]:
@@ -113,7 +100,7 @@ def _keep(records, task: str, forbidden: set[str]) -> tuple[list[dict], Counter]
     return kept, dropped
 
 
-def _rows(records: list[dict], source: Source, num_negatives: int, seed: str, documents: dict) -> list[dict]:
+def _rows(records: list[dict], source, num_negatives: int, seed: str, documents: dict) -> list[dict]:
     """Records as rows of SCHEMA; new documents are appended to `documents`, {text: row}."""
     draw, groups, by_label = random.Random(seed), {}, defaultdict(list)
     for record in records:
@@ -144,7 +131,7 @@ def _rows(records: list[dict], source: Source, num_negatives: int, seed: str, do
     return rows
 
 
-def _check_labels(source: Source, by_label: dict) -> None:
+def _check_labels(source, by_label: dict) -> None:
     """What label-based tuples need: another label to draw negatives from."""
     if source.task == "clustering" and len(by_label) < 2:
         raise ValueError(f"source '{source.name}': clustering needs two labels or more, found {sorted(by_label)}")
@@ -161,6 +148,14 @@ def write_arrow(table: pa.Table, path: Path) -> None:
 def read_arrow(path: Path) -> pa.Table:
     """A memory-mapped table; its columns are read from the disk when they are asked for."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def load_tasks(folder: Path = Path("data/assembled/evaluation")) -> list[dict]:
+    """The evaluation tasks of a folder, in the order of their names."""
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise ValueError(f"{folder} holds no evaluation tasks; remedy: dvc repro data")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _write_manifest(folder: Path, sources: dict) -> None:

@@ -7,7 +7,8 @@ clustering and classification records have query and label. All have language.
 import random
 from collections import defaultdict
 
-from .texts import Message, Texts, language_of, normalise, script_of
+from ..text import normalise
+from .texts import Message, Texts, language_of, script_of
 
 ENGLISH_SHARE = 0.5  # of the bitext pairs with a choice of partner have English on one side
 

@@ -7,7 +7,8 @@ A task is {name, type, instruction, languages, data}; `data` has one entry per s
 import random
 from collections import defaultdict
 
-from .texts import NUMBERS, Texts, language_of, normalise
+from ..text import normalise
+from .texts import NUMBERS, Texts, language_of
 
 LATIN = {"fr": "fra", "de": "deu", "es": "spa", "pl": "pol", "fi": "fin", "tr": "tur", "vi": "vie", "sw": "swh"}
 LATIN |= {"cy": "cym", "eu": "eus", "lv": "lvs", "hu": "hun"}

@@ -23,6 +23,8 @@ from typing import NamedTuple
 from babel import localedata
 from babel.messages.mofile import read_mo
 
+from ..text import normalise
+
 # Texts of these languages are in no training source: evaluation only.
 ZERO_SHOT = ("fo", "lb", "oc", "tk", "rm", "kl", "ceb", "szl", "dsb", "ia")
 PACKAGES = (
@@ -63,11 +65,6 @@ class Texts:
             if message.domain.startswith(tuple(domains)):
                 table[message.concept][message.locale] = message.text
         return table
-
-
-def normalise(text: str) -> str:
-    """Case, punctuation and width folded away: two texts that differ only there count as equal."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def script_of(text: str) -> str:

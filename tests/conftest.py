@@ -1,0 +1,147 @@
+"""Shared by all tests: a tiny random Qwen3 and its tokenizer, a small store of tuples, the embedded corpus once."""
+
+import copy
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same float32 numbers on every machine
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pyarrow as pa
+import pytest
+import torch
+
+from f2llm.backbone import new_model, train_tokenizer
+from f2llm.config import HardNegatives, read_yaml, resolve
+from f2llm.model import Embedder
+from f2llm.sources import embedded_texts, load_registry
+from f2llm.tuples import SCHEMA, TupleStore, assemble, write_arrow
+
+ROOT = Path(__file__).parents[1]
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Der schnelle braune Fuchs springt über den faulen Hund.",
+    "Быстрая коричневая лиса прыгает через ленивую собаку.",
+    "敏捷的棕色狐狸跳过了懒狗。",
+    "الثعلب البني السريع يقفز فوق الكلب الكسول",
+    "तेज भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।",
+    "def f(x: int) -> int:\n    return 2 * x + 1",
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same numbers, on one thread, whatever ran before."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def params():
+    """params.yaml as it is read; a test that changes it takes a deep copy."""
+    return read_yaml(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def config(params):
+    return resolve(params, "nano")
+
+
+# A tiny model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(SENTENCES, vocab=320)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(config):
+    shape = {"hidden_dim": 32, "mlp_dim": 48, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head_dim": 8}
+    plan = replace(config.backbone.pretrain, steps=40, tokens_per_step=128, warmup_steps=4, max_tokens=32)
+    return replace(config.backbone, vocab=320, init_range=0.1, pretrain=plan, **shape)
+
+
+@pytest.fixture(scope="session")
+def _session_model(tiny_backbone, tokenizer):
+    return new_model(tiny_backbone, tokenizer, seed=0).model.eval()
+
+
+@pytest.fixture
+def embedder(_session_model, tokenizer):
+    """A tiny embedder of its own for every test; texts are cut at 24 tokens."""
+    return Embedder(copy.deepcopy(_session_model), tokenizer, max_tokens=24, token_budget=100)
+
+
+# A small store of tuples ------------------------------------------------------------------------
+
+SMALL_SOURCES = {  # rows, negatives per row, and what the registry says of it
+    "pairs": (60, 5, {"task": "retrieval", "stage1": True, "symmetric": True, "instruction": "Find the pair."}),
+    "code": (26, 5, {"task": "retrieval", "stage1": True, "symmetric": False, "instruction": "Find the code."}),
+    "kinds": (20, 3, {"task": "clustering", "stage1": False, "symmetric": True, "instruction": "Which kind?"}),
+    "tense": (14, 1, {"task": "classification", "stage1": False, "symmetric": False, "instruction": "Which tense?"}),
+}
+
+
+def write_small_store(folder: Path) -> None:
+    """Four sources whose texts name themselves; row 3 of 'pairs' has too few negatives, rows 0 and 1 one group."""
+    documents, sources = [], {}
+    (folder / "tuples").mkdir(parents=True)
+    for name, (count, num_negatives, entry) in SMALL_SOURCES.items():
+        first = len(documents)
+        documents += [f"{name} document {number}" for number in range(count + 10)]
+        rows = [
+            {
+                "query": f"{name} query {number}",
+                "passage": first + number,
+                "group": 0 if number < 2 else number,
+                "negatives": [first + (number + 2 + step) % (count + 10) for step in range(num_negatives)],
+                "language": "en",
+            }
+            for number in range(count)
+        ]
+        if name == "pairs":
+            rows[3]["negatives"] = rows[3]["negatives"][:1]
+        write_arrow(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "tuples" / f"{name}.arrow")
+        sources[name] = entry
+    write_arrow(pa.table({"text": documents}), folder / "documents.arrow")
+    (folder / "manifest.json").write_text(json.dumps({"sources": sources}))
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "assembled"
+    write_small_store(folder)
+    return TupleStore(folder, mined=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_training(config):
+    """Stage 2 of the default size, with batches of four and without a limit of steps."""
+    small = {"global_batch_size": 4, "epochs": 2, "max_steps": 0, "cap_per_source": 0, "max_tokens": 24}
+    negatives = HardNegatives(retrieval=2, clustering=2, classification=1)
+    return replace(config.stage2, hard_negatives=negatives, warmup_steps=2, instructions=True, **small)
+
+
+# The embedded corpus, read once -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def registry():
+    return load_registry(ROOT / "data" / "sources.yaml")
+
+
+@pytest.fixture(scope="session")
+def texts(config):
+    """(training, evaluation) texts: the slow part of the suite, at most half a minute."""
+    return embedded_texts(config.data)
+
+
+@pytest.fixture(scope="session")
+def assembled(texts, registry, config, tmp_path_factory):
+    """The folder of all sources of the registry, as the pipeline's stage writes it."""
+    folder = tmp_path_factory.mktemp("data") / "assembled"
+    assemble(registry, config.data, config.seed, folder)
+    return folder

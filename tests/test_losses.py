@@ -1,0 +1,212 @@
+"""Losses against their formulas in slow Python, their known limits, their invariances and a library's own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from f2llm.losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
+
+B, K, D, TEMPERATURE = 5, 3, 16, 0.05
+
+
+@pytest.fixture
+def query():
+    return torch.randn(B, D, requires_grad=True)
+
+
+@pytest.fixture
+def passage(query):
+    """Close enough to its query that the losses are neither 0 nor huge."""
+    return (query + torch.randn(B, D)).detach().requires_grad_()
+
+
+@pytest.fixture
+def negatives(query):
+    return (query.unsqueeze(1) + 2 * torch.randn(B, K, D)).detach().requires_grad_()
+
+
+def slow_info_nce(query, candidates, positive, temperature=TEMPERATURE):
+    """Oracle: one query, Python floats, straight from the formula."""
+    exp = []
+    for candidate in candidates:
+        dot = sum(q * c for q, c in zip(query.tolist(), candidate.tolist()))
+        exp.append(math.exp(dot / math.hypot(*query.tolist()) / math.hypot(*candidate.tolist()) / temperature))
+    return -math.log(exp[positive] / sum(exp))
+
+
+def mean(values):
+    values = list(values)
+    assert values and any(value > 1e-3 for value in values), "vacuous: a loss of 0 compares with anything"
+    return sum(values) / len(values)
+
+
+# Formulas ---------------------------------------------------------------------------------------
+
+
+def test_in_batch_loss_is_the_formula_over_all_passages(query, passage):
+    positive = torch.tensor([2, 0, 1, 4, 3])
+    expected = mean(slow_info_nce(query[i], passage, positive[i]) for i in range(B))
+    assert in_batch_loss(query, passage, positive, TEMPERATURE).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_hard_negative_loss_is_the_formula_over_the_querys_own_candidates(query, passage, negatives):
+    expected = mean(slow_info_nce(query[i], [passage[i], *negatives[i]], 0) for i in range(B))
+    assert hard_negative_loss(query, passage, negatives, TEMPERATURE).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_duplicates_leave_the_denominator_but_the_own_passage_stays(query, passage):
+    positive = torch.arange(B)
+    duplicates = torch.eye(B, dtype=torch.bool)
+    duplicates[0, 3] = duplicates[3, 0] = duplicates[1, 2] = True
+    others = [[j for j in range(B) if j == i or not duplicates[i, j]] for i in range(B)]
+    expected = mean(slow_info_nce(query[i], passage[others[i]], others[i].index(i)) for i in range(B))
+    masked = in_batch_loss(query, passage, positive, TEMPERATURE, duplicates)
+    assert masked.item() == pytest.approx(expected, rel=1e-4)
+    assert masked < in_batch_loss(query, passage, positive, TEMPERATURE), "vacuous: the mask removed nothing"
+
+
+def test_distillation_loss_is_the_mean_squared_error_to_the_teachers_first_dimensions():
+    student, teacher = torch.randn(3, 4), torch.randn(3, 6)
+    squares = [(s - t) ** 2 for a, b in zip(student.tolist(), teacher.tolist()) for s, t in zip(a, b[:4])]
+    assert len(squares) == 12
+    assert distillation_loss(student, teacher).item() == pytest.approx(sum(squares) / 12, rel=1e-5)
+    assert distillation_loss(student, teacher).item() == F.mse_loss(student, teacher[:, :4]).item()
+
+
+# Known limits -----------------------------------------------------------------------------------
+
+
+def test_equal_candidates_cost_log_of_their_number(query, passage):
+    same = passage[:1].expand(B, D)
+    in_batch = in_batch_loss(query, same, torch.arange(B), TEMPERATURE)
+    assert in_batch.item() == pytest.approx(math.log(B), rel=1e-5)
+    hard = hard_negative_loss(query, passage, passage.unsqueeze(1).expand(B, 7, D), TEMPERATURE)
+    assert hard.item() == pytest.approx(math.log(8), rel=1e-5)
+
+
+def test_orthogonal_negatives_cost_almost_nothing_and_swapped_positives_a_lot():
+    axes = torch.eye(B, D)
+    positive = torch.arange(B)
+    assert in_batch_loss(axes, axes, positive, TEMPERATURE) < 1e-6
+    assert in_batch_loss(axes, axes, positive.roll(1), TEMPERATURE).item() == pytest.approx(1 / TEMPERATURE, rel=1e-3)
+
+
+def test_a_model_is_its_own_perfect_teacher():
+    embeddings = torch.randn(2, 3, 8)
+    assert distillation_loss(embeddings, embeddings) == 0
+    assert distillation_loss(embeddings, embeddings + 1).item() == pytest.approx(1), "vacuous: always 0"
+
+
+def test_distillation_is_not_normalised():
+    student = torch.randn(3, 8)
+    assert distillation_loss(student, 2 * student).item() == pytest.approx(student.square().mean().item())
+
+
+def test_a_student_wider_than_its_teacher_is_an_error_that_names_both_widths():
+    with pytest.raises(ValueError, match=r"4 dimensions, the student's 8.*at least as wide"):
+        distillation_loss(torch.randn(2, 8), torch.randn(2, 4))
+
+
+# Matryoshka -------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    320: {320: 1, 256: 0.447, 128: 0.211, 64: 0.112, 32: 0.063, 16: 0.037, 8: 0.023},
+    1024: {1024: 1, 512: 0.354, 256: 0.167, 128: 0.088, 64: 0.050, 32: 0.029, 16: 0.018, 8: 0.011},
+}
+
+
+@pytest.mark.parametrize("full_dim", PUBLISHED)
+def test_matryoshka_weights_are_the_published_ones(full_dim):
+    dims = matryoshka_dims(full_dim, 8)
+    assert dims == list(PUBLISHED[full_dim])
+    for dim, weight in PUBLISHED[full_dim].items():
+        only = matryoshka(
+            lambda prefix, dim=dim: torch.tensor(float(prefix.shape[-1] == dim)), torch.ones(1, full_dim), dims=dims
+        )
+        assert only.item() == pytest.approx(weight, abs=6e-4)
+
+
+def test_matryoshka_is_the_weighted_sum_over_prefixes(query, passage, negatives):
+    def loss(*parts):
+        return hard_negative_loss(*parts, temperature=TEMPERATURE)
+
+    expected = (
+        loss(query, passage, negatives)
+        + loss(query[:, :8], passage[:, :8], negatives[..., :8]) / (2 * math.sqrt(16 / 8))
+        + loss(query[:, :4], passage[:, :4], negatives[..., :4]) / (3 * math.sqrt(16 / 4))
+    )
+    total = matryoshka(loss, query, passage, negatives, dims=[4, 16, 8])
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert total > loss(query, passage, negatives), "vacuous: the prefixes add nothing"
+
+
+def test_matryoshka_of_the_full_dim_alone_is_the_plain_loss(query, passage):
+    def loss(*parts):
+        return in_batch_loss(*parts, positive=torch.arange(B), temperature=TEMPERATURE)
+
+    dims = matryoshka_dims(D, 0)
+    assert dims == [D]
+    assert matryoshka(loss, query, passage, dims=dims).item() == loss(query, passage).item()
+
+
+# Invariances ------------------------------------------------------------------------------------
+
+
+def test_the_length_of_an_embedding_does_not_matter(query, passage, negatives):
+    plain = (
+        hard_negative_loss(query, passage, negatives, TEMPERATURE),
+        in_batch_loss(query, passage, torch.arange(B), TEMPERATURE),
+    )
+    longer, shorter = query * torch.rand(B, 1).add(1), passage * torch.rand(B, 1).add(0.1)
+    scaled = (
+        hard_negative_loss(longer, shorter, 7 * negatives, TEMPERATURE),
+        in_batch_loss(longer, shorter, torch.arange(B), TEMPERATURE),
+    )
+    assert min(plain) > 1e-3, "vacuous: a loss of 0"
+    assert torch.stack(scaled).tolist() == pytest.approx(torch.stack(plain).tolist(), rel=1e-4)
+    assert hard_negative_loss(-query, passage, negatives, TEMPERATURE) != plain[0], "vacuous: direction has no effect"
+
+
+def test_bfloat16_embeddings_are_compared_in_float32(query, passage, negatives):
+    rounded = [embedding.detach().bfloat16() for embedding in (query, passage, negatives)]
+    exact = [embedding.float() for embedding in rounded]
+    assert not torch.equal(exact[0], query), "vacuous: nothing was rounded"
+    positive = torch.arange(B)
+    losses = hard_negative_loss(*rounded, TEMPERATURE), in_batch_loss(*rounded[:2], positive, TEMPERATURE)
+    expected = hard_negative_loss(*exact, TEMPERATURE), in_batch_loss(*exact[:2], positive, TEMPERATURE)
+    assert [loss.dtype for loss in losses] == [torch.float32] * 2
+    assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
+    assert distillation_loss(rounded[0], rounded[1]).item() == distillation_loss(exact[0], exact[1]).item()
+
+
+def test_hard_negatives_of_other_queries_do_not_matter(query, passage, negatives):
+    hard_negative_loss(query[:1], passage[:1], negatives[:1], TEMPERATURE).backward()
+    assert negatives.grad[0].abs().sum() > 0, "vacuous: the query's own negatives got no gradient"
+    assert negatives.grad[1:].abs().sum() == 0
+
+
+def test_gradients_reach_queries_passages_and_negatives(query, passage, negatives):
+    in_batch_loss(query, passage, torch.arange(B), TEMPERATURE).backward()
+    assert all(row.abs().sum() > 0 for row in (*query.grad, *passage.grad))
+    query.grad = passage.grad = None
+    hard_negative_loss(query, passage, negatives, TEMPERATURE).backward()
+    assert all(row.abs().sum() > 0 for row in (*query.grad, *passage.grad, *negatives.grad))
+
+
+# Library parity ---------------------------------------------------------------------------------
+
+
+def test_in_batch_loss_equals_sentence_transformers_in_value_and_gradient(query, passage, negatives):
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    theirs = MultipleNegativesRankingLoss(model=None, scale=1 / TEMPERATURE)
+    for candidates in ([passage], [passage, negatives[:, 0], negatives[:, 1]]):
+        ours = in_batch_loss(query, torch.cat(candidates), torch.arange(B), TEMPERATURE)
+        other = theirs.compute_loss_from_embeddings([query, *candidates], labels=None)
+        assert ours.item() == pytest.approx(other.item(), rel=1e-5)
+        leaves = [query, passage]
+        for mine, reference in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(other, leaves)):
+            assert reference.abs().max() > 1e-4, "vacuous: no gradient to compare"
+            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
