@@ -87,7 +87,7 @@ def encoder_of(model: Embedder, instructions: bool, dim: int | None = None) -> C
 
 
 def cached(encode: Callable) -> Callable:
-    """`encode` that computes every (text, instruction) once; for scoring one model at several dims."""
+    """`encode` that computes every (text, instruction) once: languages share English texts, dims share all."""
     known: dict[tuple[str, str | None], np.ndarray] = {}
 
     def lookup(texts: list[str], instruction: str | None) -> np.ndarray:
@@ -177,7 +177,7 @@ KINDS = {
         AbsTaskClassification,
         _train_and_test,
         "accuracy",
-        {"samples_per_label": 16, "n_experiments": 10},
+        {"samples_per_label": 16, "n_experiments": 5},
     ),
     "Clustering": (
         AbsTaskClustering,

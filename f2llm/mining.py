@@ -32,7 +32,7 @@ class Mined:
 class Tfidf:
     """Character n-grams weighed by inverse document frequency: the miner and the baseline of the embedded default."""
 
-    def __init__(self, texts: list[str], num_features: int = 2**15):
+    def __init__(self, texts: list[str], num_features: int = 2**14):
         self.vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=num_features, norm=None)
         self.weights = TfidfTransformer(sublinear_tf=False).fit(abs(self.vectorizer.transform(texts)))
 

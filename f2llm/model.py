@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
+from transformers.utils import logging as transformers_logging
 
 from .checkpoint import whole_folder
 from .text import prompted
+
+transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
 
 
 class Embedder:

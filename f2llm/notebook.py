@@ -1,6 +1,7 @@
 """Notebooks as pipeline stages: their code alone, and their execution with an HTML copy."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def execute(path: Path, out: Path, **parameters) -> None:
     """
     # jsonschema compiles this optional grammar for 2 s at import and papermill's notebooks never use it.
     sys.modules.setdefault("rfc3987_syntax", None)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, about widgets that nobody needs
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -41,7 +43,14 @@ def execute(path: Path, out: Path, **parameters) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
-            path, out, parameters, kernel_name="python3", progress_bar=False, log_output=True, stdout_file=sys.stdout
+            path,
+            out,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=True,
+            stdout_file=sys.stdout,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         )
     except PapermillExecutionError as error:
         raise RuntimeError(f"{path}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {out})") from None

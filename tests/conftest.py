@@ -16,7 +16,7 @@ import torch
 from f2llm.backbone import new_model, train_tokenizer
 from f2llm.config import HardNegatives, read_yaml, resolve
 from f2llm.model import Embedder
-from f2llm.sources import embedded_texts, load_registry
+from f2llm.sources import choose_sources, embedded_texts, evaluation_tasks, load_registry, load_source
 from f2llm.tuples import SCHEMA, TupleStore, assemble, write_arrow
 
 ROOT = Path(__file__).parents[1]
@@ -38,15 +38,15 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def params():
-    """params.yaml as it is read; a test that changes it takes a deep copy."""
+    """params.yaml as it is read, for every test to change as it likes."""
     return read_yaml(ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="session")
-def config(params):
-    return resolve(params, "nano")
+def config():
+    return resolve(read_yaml(ROOT / "params.yaml"), "nano")
 
 
 # A tiny model -----------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def _session_model(tiny_backbone, tokenizer):
 @pytest.fixture
 def embedder(_session_model, tokenizer):
     """A tiny embedder of its own for every test; texts are cut at 24 tokens."""
-    return Embedder(copy.deepcopy(_session_model), tokenizer, max_tokens=24, token_budget=100)
+    return Embedder(copy.deepcopy(_session_model), tokenizer, max_tokens=24, token_budget=2048)
 
 
 # A small store of tuples ------------------------------------------------------------------------
@@ -143,5 +143,12 @@ def texts(config):
 def assembled(texts, registry, config, tmp_path_factory):
     """The folder of all sources of the registry, as the pipeline's stage writes it."""
     folder = tmp_path_factory.mktemp("data") / "assembled"
-    assemble(registry, config.data, config.seed, folder)
+    assemble_some(registry, config, folder)
     return folder
+
+
+def assemble_some(registry, config, out: Path) -> dict:
+    """What the stage `data` does; returns the manifest's sources."""
+    data, seed = config.data, config.seed
+    sources, evaluation = choose_sources(registry, data), evaluation_tasks(data, seed)
+    return assemble(sources, lambda source: load_source(source, data, seed), evaluation, data.negatives, seed, out)

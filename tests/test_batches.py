@@ -1,0 +1,183 @@
+"""Homogeneous batches as a pure function of (seed, step), and what each batch holds."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from f2llm.batches import HomogeneousBatches
+from f2llm.config import HardNegatives
+
+PROMPT = "Instruct: "
+
+
+@pytest.fixture
+def batches(small_store, tiny_training):
+    return HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
+
+
+def flat(batch):
+    """A batch as plain values, to compare."""
+    return (
+        batch.source,
+        batch.task,
+        batch.texts,
+        *(part.tolist() for part in (batch.query, batch.passage, batch.hard_negatives, batch.group)),
+    )
+
+
+def queries(batch):
+    return [batch.texts[row] for row in batch.query]
+
+
+def plain(text):
+    """A text without its prompt."""
+    return text.rpartition("Query: ")[2]
+
+
+# Order ------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(batches, small_store, tiny_training):
+    in_order = [flat(batches[step]) for step in range(len(batches))]
+    other = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
+    for step in np.random.default_rng(1).permutation(len(batches)):
+        assert flat(other[int(step)]) == in_order[step]
+    assert len({str(batch) for batch in in_order}) == len(batches) > 10, "vacuous: batches repeat"
+
+
+def test_seeds_and_epochs_differ(batches, small_store, tiny_training):
+    other = HomogeneousBatches(small_store, tiny_training, seed=1, stage1=False)
+    assert [flat(batches[step]) for step in range(5)] != [flat(other[step]) for step in range(5)]
+    epochs = [[flat(batches[epoch * batches.per_epoch + step]) for step in range(5)] for epoch in range(2)]
+    assert epochs[0] != epochs[1]
+
+
+def test_an_epoch_visits_every_row_at_most_once_and_all_but_a_remainder(batches, small_store):
+    size = batches.training.global_batch_size
+    for epoch in range(2):
+        steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
+        seen = Counter(plain(text) for step in steps for text in queries(batches[step]))
+        assert set(seen.values()) == {1}
+        for name, table in small_store.tables.items():
+            met = sum(text.startswith(f"{name} ") for text in seen)
+            usable = len(table) - (name == "pairs")  # one row of 'pairs' has too few negatives
+            assert met == usable - usable % size
+    assert "pairs query 3" not in seen
+
+
+def test_the_remainder_of_one_epoch_is_met_in_another(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, epochs=8), seed=0, stage1=False)
+    seen = {plain(text) for step in range(len(batches)) for text in queries(batches[step])}
+    assert len(seen) == sum(map(len, small_store.tables.values())) - 1
+
+
+def test_sources_are_met_in_proportion_to_their_size(batches, small_store):
+    met = Counter(batches[step].source for step in range(batches.per_epoch))
+    assert met == {name: (len(table) - (name == "pairs")) // 4 for name, table in small_store.tables.items()}
+    order = [batches[step].source for step in range(batches.per_epoch)]
+    assert order != sorted(order), "vacuous: sources come one after the other"
+
+
+def test_stage_1_takes_stage_1_sources_only(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=True)
+    assert {batches[step].source for step in range(len(batches))} == {"pairs", "code"}
+
+
+def test_the_number_of_steps_is_epochs_times_batches_or_max_steps(batches, small_store, tiny_training):
+    assert len(batches) == 2 * batches.per_epoch
+    limited = HomogeneousBatches(small_store, replace(tiny_training, max_steps=5), seed=0, stage1=False)
+    assert len(limited) == 5
+    assert [flat(limited[step]) for step in range(5)] == [flat(batches[step]) for step in range(5)]
+    for step in (-1, 5):
+        with pytest.raises(IndexError):
+            limited[step]
+
+
+def test_the_cap_keeps_the_same_rows_of_a_source_in_every_epoch(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, cap_per_source=12, epochs=3), seed=0, stage1=False)
+    seen = {plain(text) for step in range(len(batches)) for text in queries(batches[step])}
+    assert Counter(text.split()[0] for text in seen) == dict.fromkeys(small_store.tables, 12)
+    other = HomogeneousBatches(small_store, replace(tiny_training, cap_per_source=12), seed=1, stage1=False)
+    assert seen != {plain(text) for step in range(len(other)) for text in queries(other[step])}
+
+
+def test_a_source_without_one_full_batch_is_an_error(small_store, tiny_training):
+    with pytest.raises(ValueError, match=r"\['kinds', 'tense'\] have fewer usable rows.*24.*leave_out"):
+        HomogeneousBatches(small_store, replace(tiny_training, global_batch_size=24), seed=0, stage1=False)
+
+
+# Contents ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_one_source_with_its_own_passages_and_negatives(batches, small_store):
+    documents = small_store.documents.to_pylist()
+    compared = 0
+    for batch in (batches[step] for step in range(batches.per_epoch)):
+        rows = {row["query"]: row for row in small_store.tables[batch.source].to_pylist()}
+        wanted = batches.num_negatives(batch.source)
+        assert batch.hard_negatives.shape == (4, wanted)
+        for position, query in enumerate(queries(batch)):
+            row = rows[plain(query)]
+            own = [documents[negative] for negative in row["negatives"]]
+            drawn = [plain(batch.texts[negative]) for negative in batch.hard_negatives[position]]
+            assert plain(batch.texts[batch.passage[position]]) == documents[row["passage"]]
+            assert batch.group[position] == row["group"]
+            assert len(set(drawn)) == wanted and set(drawn) <= set(own)
+            compared += wanted
+    assert compared > 40, "vacuous: few negatives were compared"
+
+
+def test_negatives_change_from_epoch_to_epoch(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, epochs=6), seed=0, stage1=True)
+    drawn = {}
+    for batch in (batches[step] for step in range(len(batches))):
+        for query, negatives in zip(queries(batch), batch.hard_negatives):
+            drawn.setdefault(query, set()).add(frozenset(plain(batch.texts[row]) for row in negatives))
+    assert np.mean([len(sets) for sets in drawn.values()]) > 2
+
+
+def test_the_texts_of_a_batch_are_unique_and_all_used(batches):
+    for batch in (batches[step] for step in range(len(batches))):
+        assert len(set(batch.texts)) == len(batch.texts)
+        used = {*batch.query.tolist(), *batch.passage.tolist(), *batch.hard_negatives.flatten().tolist()}
+        assert used == set(range(len(batch.texts)))
+
+
+def test_no_hard_negatives_leave_queries_and_passages(small_store, tiny_training):
+    none = replace(tiny_training, hard_negatives=HardNegatives(retrieval=0, clustering=0, classification=0))
+    batch = HomogeneousBatches(small_store, none, seed=0, stage1=True)[0]
+    assert batch.hard_negatives.shape == (4, 0)
+    assert len(batch.texts) == 8
+
+
+# Instructions -----------------------------------------------------------------------------------
+
+
+def test_queries_carry_the_instruction_of_their_source(batches, small_store):
+    for batch in (batches[step] for step in range(batches.per_epoch)):
+        instruction = small_store.sources[batch.source]["instruction"]
+        assert all(text.startswith(f"Instruct: {instruction}\nQuery: {batch.source} query") for text in queries(batch))
+
+
+def test_without_instructions_every_text_is_raw(small_store, tiny_training):
+    raw = replace(tiny_training, instructions=False, document_instruction_share=0.9)
+    batches = HomogeneousBatches(small_store, raw, seed=0, stage1=False)
+    met = [text for step in range(len(batches)) for text in batches[step].texts]
+    assert len(met) > 100
+    assert not any(text.startswith(PROMPT) for text in met)
+
+
+def test_a_share_of_documents_of_symmetric_sources_carries_the_instruction(small_store, tiny_training):
+    share = tiny_training.document_instruction_share
+    assert share > 0, "vacuous: the configuration asks for none"
+    batches = HomogeneousBatches(small_store, replace(tiny_training, epochs=20), seed=0, stage1=False)
+    found = {name: [] for name in small_store.tables}
+    for batch in (batches[step] for step in range(len(batches))):
+        for row in (*batch.passage, *batch.hard_negatives.flatten()):
+            found[batch.source].append(batch.texts[row].startswith(PROMPT))
+    assert not any(found["code"]) and not any(found["tense"])
+    for name in ("pairs", "kinds"):
+        assert len(found[name]) > 1000
+        assert np.mean(found[name]) == pytest.approx(share, abs=0.05)

@@ -1,0 +1,107 @@
+"""Training in a process of its own: its lines as they come, its error as ours, and no orphan."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from f2llm.launch import launch
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module where `python -m` finds it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(code: str) -> str:
+        (tmp_path / "child.py").write_text(code)
+        return "child"
+
+    return write
+
+
+def test_arguments_arrive_and_lines_come_back(module, capfd):
+    launch(module("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)"), "stage1", 7)
+    assert set(capfd.readouterr().out.splitlines()) == {"out ['stage1', '7']", "err"}
+
+
+def test_a_failure_is_an_error_that_ends_with_the_real_one(module):
+    with pytest.raises(RuntimeError, match=r"child stage1 ended with exit code 1: .*ValueError: the texts are gone"):
+        launch(module("print('step 1')\nraise ValueError('the texts are gone')"), "stage1")
+    with pytest.raises(RuntimeError, match=r"ended with exit code 3: no output"):
+        launch(module("raise SystemExit(3)"))
+
+
+WAITS_FOR_AN_ANSWER = """
+import os, time
+print("first")
+end = time.time() + 20
+while not os.path.exists("answer"):
+    assert time.time() < end, "nobody listened"
+    time.sleep(0.01)
+"""
+
+
+def test_lines_are_shown_while_the_process_still_runs(module, tmp_path, monkeypatch):
+    class Reader(io.StringIO):
+        """Answers the first line; the child ends well only when it sees the answer."""
+
+        def write(self, text):
+            if "first" in text:
+                (tmp_path / "answer").touch()
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Reader())
+    launch(module(WAITS_FOR_AN_ANSWER))
+    assert sys.stdout.getvalue() == "first\n"
+
+
+def runs(process_id: int) -> bool:
+    """Whether a process is there and not merely waiting to be collected."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+WRITES_ITS_ID_AND_SLEEPS = """
+import os, time
+with open("pid.part", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("pid.part", "pid")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_the_process_ends_when_its_parent_is_killed(module, tmp_path):
+    name = module(WRITES_ITS_ID_AND_SLEEPS)
+    root = str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {root!r}); from f2llm.launch import launch; launch({name!r})"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert wait_until((tmp_path / "pid").exists)
+        child = int((tmp_path / "pid").read_text())
+        assert runs(child), "vacuous: it ended before its parent"
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    assert wait_until(lambda: not runs(child))
+
+
+def test_freed_memory_is_kept_in_the_child_only(module, capfd):
+    launch(module("import os; print(os.environ['MALLOC_TRIM_THRESHOLD_'])"))
+    assert int(capfd.readouterr().out) > 2**30
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ

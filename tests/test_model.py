@@ -1,0 +1,193 @@
+"""Embeddings against transformers' padded forward pass and sentence-transformers, and what must not change them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+from transformers import AutoTokenizer
+
+from f2llm.model import Embedder, micro_batches, prompted
+
+TEXTS = ["a", *SENTENCES, "", "fox", "lazy dog " * 40]  # the last one is longer than max_tokens
+
+
+@pytest.fixture
+def embedder(embedder):
+    """With a budget so small that the texts take several forward passes."""
+    embedder.token_budget = 60
+    return embedder
+
+
+def padded_embeddings(embedder, texts):
+    """Oracle: one batch, padded on the right, with an attention mask; pooled at the last real token."""
+    ids = embedder.tokenize(texts)
+    longest = max(map(len, ids))
+    padded = torch.tensor([row + [embedder.tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    assert mask.min() == 0, "vacuous: nothing is padded"
+    hidden = embedder.model(input_ids=padded, attention_mask=mask).last_hidden_state
+    return hidden[torch.arange(len(ids)), mask.sum(1) - 1]
+
+
+# Embeddings -------------------------------------------------------------------------------------
+
+
+def test_embeddings_equal_a_padded_batch_with_attention_mask(embedder):
+    ours = embedder.embed(embedder.tokenize(TEXTS))
+    theirs = padded_embeddings(embedder, TEXTS)
+    assert ours.std() > 0.1, "vacuous: all embeddings are alike"
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_gradients_equal_those_of_a_padded_batch(embedder):
+    weights = torch.randn(len(TEXTS), embedder.dim)
+    parameters = dict(embedder.model.named_parameters())
+    ours = torch.autograd.grad((embedder.embed(embedder.tokenize(TEXTS)) * weights).sum(), parameters.values())
+    theirs = torch.autograd.grad((padded_embeddings(embedder, TEXTS) * weights).sum(), parameters.values())
+    for name, mine, reference in zip(parameters, ours, theirs):
+        assert reference.abs().max() > 1e-4, f"vacuous: no gradient reached {name}"
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
+def test_the_token_budget_does_not_change_the_embeddings(embedder, token_budget):
+    expected = embedder.embed(embedder.tokenize(TEXTS))
+    embedder.token_budget = token_budget
+    torch.testing.assert_close(embedder.embed(embedder.tokenize(TEXTS)), expected, rtol=0, atol=1e-5)
+
+
+def test_embeddings_come_in_the_order_of_the_texts(embedder):
+    embeddings = embedder.encode(TEXTS)
+    order = np.random.default_rng(0).permutation(len(TEXTS))
+    assert np.linalg.norm(embeddings[:, None] - embeddings[None], axis=-1)[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
+    np.testing.assert_allclose(embedder.encode([TEXTS[row] for row in order]), embeddings[order], atol=1e-5)
+    for text, embedding in zip(TEXTS, embeddings):
+        np.testing.assert_allclose(embedder.encode([text])[0], embedding, atol=1e-5)
+
+
+def test_every_token_before_eos_matters_and_tokens_beyond_the_limit_do_not(embedder):
+    base = embedder.tokenize(["lazy dog " * 40])[0]
+    assert len(base) == embedder.max_tokens, "vacuous: the text was not cut"
+    same, longer = embedder.encode(["lazy dog " * 40, "lazy dog " * 80])
+    np.testing.assert_array_equal(same, longer)
+    changed = [[*base[:position], 5, *base[position + 1 :]] for position in range(len(base) - 1)]
+    embeddings = embedder.embed([base, *changed])
+    assert (embeddings[1:] - embeddings[0]).abs().max(1).values.min() > 1e-4
+
+
+# Tokens -----------------------------------------------------------------------------------------
+
+
+def test_every_text_ends_with_exactly_one_eos(embedder):
+    ids, eos = embedder.tokenize(TEXTS), embedder.tokenizer.eos_token_id
+    assert [row.count(eos) for row in ids] == [1] * len(TEXTS)
+    assert [row[-1] for row in ids] == [eos] * len(TEXTS)
+    assert ids[TEXTS.index("")] == [eos]
+    assert max(map(len, ids)) == embedder.max_tokens, "vacuous: no text was cut"
+
+
+def test_the_saved_tokenizer_appends_eos_by_itself(embedder, tmp_path):
+    embedder.save(tmp_path / "model")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert saved(TEXTS, truncation=True, max_length=embedder.max_tokens)["input_ids"] == embedder.tokenize(TEXTS)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 40, size=200).tolist()
+    batches = list(micro_batches([*lengths, 500], token_budget=100))
+    assert sorted(row for rows in batches for row in rows) == list(range(201))
+    assert batches[-1] == [200], "one text beyond the budget goes alone"
+    assert all(len(rows) * max(lengths[row] for row in rows) <= 100 for rows in batches[:-1])
+    assert len(batches) < 100, "vacuous: texts do not share batches"
+    assert list(micro_batches([], token_budget=100)) == []
+
+
+# Encoding ---------------------------------------------------------------------------------------
+
+
+def test_encoded_rows_have_unit_length_also_as_a_prefix(embedder):
+    whole, prefix = embedder.encode(TEXTS), embedder.encode(TEXTS, dim=8)
+    assert (whole.shape, prefix.shape, whole.dtype) == ((len(TEXTS), 32), (len(TEXTS), 8), np.float32)
+    for embeddings in (whole, prefix):
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert np.linalg.norm(whole[:, :8], axis=1).max() < 0.95, "vacuous: the prefix was of unit length already"
+    np.testing.assert_allclose(prefix, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), atol=1e-5)
+
+
+def test_an_instruction_is_a_prompt_before_the_text_and_nothing_else(embedder):
+    embedder.max_tokens = 64
+    with_instruction = embedder.encode(["fox", "dog"], instruction="Find it.")
+    np.testing.assert_array_equal(
+        with_instruction, embedder.encode([f"Instruct: Find it.\nQuery: {t}" for t in ("fox", "dog")])
+    )
+    assert np.abs(with_instruction - embedder.encode(["fox", "dog"])).max() > 0.01, "vacuous: no effect"
+    assert prompted("fox", None) == "fox"
+
+
+def test_no_texts_give_no_rows(embedder):
+    assert embedder.encode([]).shape == (0, 32)
+    assert embedder.encode([], dim=8).shape == (0, 8)
+
+
+@pytest.mark.parametrize("dim", [0, 33, -1])
+def test_a_dim_the_model_does_not_have_is_an_error(embedder, dim):
+    with pytest.raises(ValueError, match=f"dim is {dim}, but .* 32 dimensions"):
+        embedder.encode(["fox"], dim=dim)
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_bit_for_bit(embedder, tmp_path):
+    embedder.save(tmp_path / "model")
+    loaded = Embedder.load(tmp_path / "model", token_budget=embedder.token_budget)
+    weights = loaded.model.state_dict()
+    assert weights.keys() == embedder.model.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in embedder.model.state_dict().items())
+    assert loaded.max_tokens == embedder.max_tokens
+    np.testing.assert_array_equal(loaded.encode(TEXTS), embedder.encode(TEXTS))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named_with_a_remedy(embedder, tmp_path, missing):
+    embedder.save(tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(ValueError, match=f"{missing} is missing.*remedy: dvc repro"):
+        Embedder.load(tmp_path / "model")
+
+
+def test_an_untrained_model_has_the_shape_but_not_the_weights(embedder, tmp_path):
+    embedder.save(tmp_path / "model")
+    first, second, other = (Embedder.untrained(tmp_path / "model", seed=seed) for seed in (1, 1, 2))
+    assert first.num_parameters() == embedder.num_parameters()
+    np.testing.assert_array_equal(first.encode(TEXTS), second.encode(TEXTS))
+    assert np.abs(first.encode(TEXTS) - embedder.encode(TEXTS)).max() > 0.1
+    assert np.abs(first.encode(TEXTS) - other.encode(TEXTS)).max() > 0.1
+
+
+def test_parameters_are_counted_with_and_without_the_embedding_table(embedder):
+    total, without = embedder.num_parameters()
+    assert total - without == len(embedder.tokenizer) * 32
+    attention = 32 * 8 * (4 + 2 + 2 + 4) + 2 * 8  # query, key, value, out; two norms of one head
+    assert without == 2 * (attention + 3 * 32 * 48 + 2 * 32) + 32
+
+
+def test_sentence_transformers_loads_the_folder_as_it_is(embedder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    embedder.save(tmp_path / "model")
+    other = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    texts = [text for text in TEXTS if text]
+    np.testing.assert_allclose(other.encode(texts), embedder.encode(texts), atol=1e-5)
+    prompt = "Instruct: Find it.\nQuery: "
+    np.testing.assert_allclose(other.encode(texts, prompt=prompt), embedder.encode(texts, "Find it."), atol=1e-5)
+    assert np.abs(other.encode(texts, prompt=prompt) - other.encode(texts)).max() > 0.01, "vacuous: no effect"
+
+
+def test_embedding_leaves_the_model_as_it_was(embedder):
+    before = copy.deepcopy(embedder.model.state_dict())
+    embedder.encode(TEXTS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in embedder.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in embedder.model.parameters())

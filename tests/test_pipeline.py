@@ -1,0 +1,141 @@
+"""DVC on a copy of the repository: the traps that would restore, retrain or lose the wrong thing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+pytestmark = pytest.mark.pipeline
+# Two more sizes: small enough to train in seconds, and one whose name has a dot, as the published ones do.
+TINY = {"hidden_dim": 32, "mlp_dim": 64, "vocab": 600, "pretrain": {"steps": 2, "tokens_per_step": 512}}
+STUDENTS = {
+    "pico": {"hidden_dim": 32, "mlp_dim": 64, "layers": 1},
+    "femto": {"hidden_dim": 16, "mlp_dim": 32, "layers": 1},
+}
+SMALL = {"base": "nano", "prune": {"students": STUDENTS}, "evaluate": {"dims": [8]}}
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    """A command with this Python first in PATH; its output."""
+    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    names = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **own, **names}, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, f"{command} in {folder}:\n{output}"
+    return output
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The working tree's tracked and new files as a fresh repository, in a folder with a space in its name."""
+    folder = tmp_path_factory.mktemp("a folder") / "f2llm kit"
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["sizes"]["0.1B"] = SMALL | {"backbone": TINY}
+    params["sizes"]["0.2B"] = SMALL | {"backbone": TINY | {"hidden_dim": 48}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "copy")
+    return folder
+
+
+def resolved(folder: Path) -> dict:
+    return yaml.safe_load((folder / "build" / "config.yaml").read_text())
+
+
+def test_changing_the_size_never_restores_another_sizes_output(copy):
+    hidden = []
+    for size in ("0.1B", "0.2B", "0.1B"):
+        run(copy, "dvc", "exp", "run", "-S", f"model.size={size}", "backbone")
+        assert resolved(copy)["name"] == size
+        hidden.append(json.loads((copy / "models" / "backbone" / "config.json").read_text())["hidden_size"])
+    assert hidden == [32, 48, 32]
+
+
+def test_returning_to_a_size_takes_its_output_from_the_cache(copy):
+    before = (copy / "runs" / "01_backbone.ipynb").read_bytes()
+    run(copy, "dvc", "exp", "run", "-S", "model.size=0.2B", "backbone")
+    assert (copy / "runs" / "01_backbone.ipynb").read_bytes() != before
+    output = run(copy, "dvc", "exp", "run", "-S", "model.size=0.1B", "backbone")
+    assert "Stage 'backbone' is cached - skipping run" in output
+    assert (copy / "runs" / "01_backbone.ipynb").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", [["--temp"], ["--queue"]], ids=["temp", "queue"])
+def test_size_and_seed_can_be_set_outside_the_workspace(copy, where):
+    name = f"outside{where[0].strip('-')}"
+    run(copy, "dvc", "exp", "run", *where, "-n", name, "-S", "model.size=0.2B", "-S", "seed=5", "config")
+    if where == ["--queue"]:
+        run(copy, "dvc", "exp", "run", "--run-all", "-j", "1")
+    lock = yaml.safe_load(run(copy, "git", "show", f"{name}:dvc.lock"))["stages"]["config"]
+    assert lock["params"]["params.yaml"]["model.size"] == "0.2B"
+    assert lock["params"]["params.yaml"]["seed"] == 5
+    assert "0.2B" in lock["cmd"]
+
+
+def test_running_or_rewording_a_notebook_reruns_no_training(copy):
+    run(copy, "dvc", "repro", "code")
+    before = {path.name: path.read_bytes() for path in (copy / "build").glob("*.py")}
+    assert len(before) == len(STAGES["code"]["foreach"])
+    for path in (copy / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"][0]["source"] = ["# Reworded"]
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"execution_count": 3, "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]}
+        path.write_text(json.dumps(notebook))
+    assert "code@04_stage1" in run(copy, "dvc", "status", "code")
+    run(copy, "dvc", "repro", "code")
+    assert {path.name: path.read_bytes() for path in (copy / "build").glob("*.py")} == before
+    run(copy, "git", "checkout", "--", "notebooks")
+
+
+def test_git_ignores_every_output_by_hand():
+    """A failed `dvc repro` takes back the lines that it would write itself; `git add -A` must still be safe."""
+    outs = [out for stage in STAGES.values() for out in stage.get("outs", stage.get("do", {}).get("outs", []))]
+    assert len(outs) > 20, "vacuous: no outputs found"
+    for out in outs:
+        path = out.replace("${item}", "01_backbone")
+        run(ROOT, "git", "check-ignore", "-q", path)
+        assert not run(ROOT, "git", "ls-files", path), f"{path} is an output and must not be in git"
+
+
+def test_no_stage_persists_or_tracks_a_key_that_dvc_ignores():
+    """persist: true trains on from another run's output; keys named size or nfiles are left out of the run cache."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    text = (ROOT / "dvc.yaml").read_text()
+    assert "persist: true" not in text and "frozen" not in text
+    tracked = STAGES["config"]["params"]
+    assert "model.size" in tracked and "model" not in tracked
+    assert "${model.size}" in STAGES["config"]["cmd"]
+
+    def keys(value):
+        return {key for item in value.values() for key in keys(item)} | set(value) if isinstance(value, dict) else set()
+
+    for name in set(tracked) - {"model.size"}:
+        assert not keys(params[name]) & {"size", "nfiles"}
+
+
+def test_uncached_outputs_are_metrics_and_plots_only():
+    """`cache: false` on any other output turns the run cache off for its stage."""
+    for stage in STAGES.values():
+        assert all(isinstance(out, str) for out in stage.get("outs", []))
+
+
+def test_wrong_size_fails_at_once_with_one_line(copy):
+    output = run(copy, "dvc", "exp", "run", "-S", "model.size=nanno", "backbone", check=False)
+    assert "model.size is 'nanno'" in output and "did you mean 'nano'" in output
+    assert "Traceback" not in output
+    run(copy, "git", "checkout", "--", "params.yaml")

@@ -1,0 +1,101 @@
+"""Tables of the report and their place in README."""
+
+import pandas as pd
+import pytest
+
+from f2llm.report import (
+    README_MARKS,
+    label,
+    markdown,
+    read_scores,
+    readme_with_results,
+    smoothed,
+    summary_lines,
+    table_by_task,
+    table_by_type,
+)
+
+TASKS = {"NamesBitext": "BitextMining", "NamesCrossScriptBitext": "BitextMining"}
+TASKS |= {"CodeRetrieval": "Retrieval", "ListSTS": "STS"}
+SCORES = {"tfidf": (0.5, 0.1, 0.9, 0.3), "stage2": (0.7, 0.5, 0.6, 0.2), "pico-pruned": (0.1, 0.1, 0.1, 0.1)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A repository with scores of three models on four tasks."""
+    rows = [
+        {"model": model, "task": task, "type": kind, "score": score}
+        for model, scores in SCORES.items()
+        for (task, kind), score in zip(TASKS.items(), scores)
+    ]
+    (tmp_path / "results").mkdir()
+    pd.DataFrame(rows).to_csv(tmp_path / "results" / "scores.csv", index=False)
+    return tmp_path
+
+
+def test_models_keep_their_order_and_get_names_for_readers(folder):
+    names = [label(model) for model in SCORES]
+    assert names[1:] == ["stage 2", "pico, pruned"]
+    scores = read_scores(folder)
+    assert list(table_by_type(scores).index) == list(table_by_task(scores).index) == names
+
+
+def test_the_table_by_type_has_means_over_tasks_times_100(folder):
+    table = table_by_type(read_scores(folder))
+    assert list(table.columns) == ["Mean", "Bitext", "Bitext between scripts", "Retrieval", "STS"]
+    assert table.loc["stage 2"].tolist() == pytest.approx([50.0, 60.0, 50.0, 60.0, 20.0])
+    assert table.iloc[0].tolist() == pytest.approx([45.0, 30.0, 10.0, 90.0, 30.0])
+
+
+def test_the_table_by_task_has_every_task_in_order(folder):
+    table = table_by_task(read_scores(folder))
+    assert list(table.columns) == ["Mean", *TASKS]
+    assert table.loc["stage 2"].tolist() == pytest.approx([50.0, 70.0, 50.0, 60.0, 20.0])
+
+
+def test_markdown_has_the_best_of_each_column_in_bold():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 3.0]}, index=["one", "two"])
+    assert markdown(table).splitlines() == [
+        "| model | a | b |",
+        "|---|---|---|",
+        "| one | 1.0 | **3.0** |",
+        "| two | **2.0** | **3.0** |",
+    ]
+
+
+def test_results_go_between_the_marks_and_nothing_else_changes(folder):
+    start, end = README_MARKS
+    once = readme_with_results(f"# Title\n\n{start}\nold\n{end}\n\nText.\n", folder)
+    assert once.startswith(f"# Title\n\n{start}\n") and once.endswith(f"{end}\n\nText.\n")
+    assert "old" not in once
+    assert markdown(table_by_type(read_scores(folder))) in once
+    assert readme_with_results(once, folder) == once
+
+
+@pytest.mark.parametrize("readme", ["no marks", "".join(README_MARKS) * 2, README_MARKS[0]])
+def test_a_readme_without_its_two_marks_is_an_error(folder, readme):
+    with pytest.raises(ValueError, match="must have each of the two marks"):
+        readme_with_results(readme, folder)
+
+
+def test_missing_scores_or_columns_are_an_error(folder):
+    path = folder / "results" / "scores.csv"
+    path.write_text("model,score\na,1\n")
+    with pytest.raises(ValueError, match=r"has columns \['model', 'score'\], not model, task, type, score; remedy"):
+        read_scores(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"scores\.csv is missing; remedy: make repro"):
+        read_scores(folder)
+
+
+def test_the_summary_names_the_report_and_the_time(folder):
+    lines = summary_lines(folder, seconds=125)
+    assert any(line.startswith("Time:   2 min 5 s") for line in lines)
+    assert any(line.endswith("report.html") for line in lines)
+    assert "stage 2" in "\n".join(lines)
+    assert not any(line.startswith("Time:") for line in summary_lines(folder, seconds=0))
+
+
+def test_smoothing_is_the_mean_of_the_last_steps():
+    log = pd.DataFrame({"loss": [4.0, 2.0, 0.0, 1.0]})
+    assert smoothed(log, window=2).tolist() == [4.0, 3.0, 1.0, 0.5]

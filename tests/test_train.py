@@ -1,0 +1,223 @@
+"""The loop and its parts: schedule, losses of a batch, learning, reproducibility, and what stops it."""
+
+import copy
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SMALL_SOURCES, write_small_store
+
+from f2llm.batches import HomogeneousBatches
+from f2llm.config import Shape
+from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
+from f2llm.model import Embedder
+from f2llm.train import Run, build_optimizer, compute_losses, inputs_and_outputs, learning_rate, run_stage, train
+from f2llm.tuples import read_arrow, write_arrow
+
+
+@pytest.fixture
+def batches(small_store, tiny_training):
+    """Two epochs of all four sources."""
+    return HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
+
+
+def batch_of(batches, source):
+    return next(batch for batch in map(batches.__getitem__, range(len(batches))) if batch.source == source)
+
+
+def run_of(batches):
+    return Run("test", len(batches), print_every=1e9)
+
+
+def same_weights(one, other):
+    theirs = other.model.state_dict()
+    return all(torch.equal(weight, theirs[name]) for name, weight in one.model.state_dict().items())
+
+
+# Schedule ---------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_to_the_peak_and_ends_at_the_minimum(tiny_training):
+    plan = replace(tiny_training, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=2)
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * part / 4)) / 2 for part in (1, 2, 3)]
+    rates = [learning_rate(step, 6, plan) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, *cosine, 0.1])
+    assert rates[-1] == 0.1, "the last step is exactly the minimum"
+    assert rates[3] == pytest.approx(0.55), "half-way is the mean of both"
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (5, 5), (9, 5), (3, 1)])
+def test_the_rate_stays_within_its_bounds_whatever_the_lengths(tiny_training, warmup, steps):
+    plan = replace(tiny_training, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=warmup)
+    rates = [learning_rate(step, steps, plan) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[-1] == (0.1 if warmup < steps else 1.0)
+
+
+def test_the_optimizer_follows_the_schedule_on_every_parameter(embedder, tiny_training):
+    optimizer, schedule = build_optimizer(embedder, tiny_training, num_steps=8)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == len(list(embedder.model.parameters()))
+    assert (group["betas"], group["weight_decay"]) == (tuple(tiny_training.betas), tiny_training.weight_decay)
+    for step in range(8):
+        assert group["lr"] == pytest.approx(learning_rate(step, 8, tiny_training))
+        optimizer.step()
+        schedule.step()
+
+
+# Losses of a batch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", SMALL_SOURCES)
+def test_in_batch_loss_is_for_retrieval_only_and_hard_negatives_for_every_task(
+    embedder, batches, tiny_training, source
+):
+    losses = compute_losses(embedder, batch_of(batches, source), tiny_training, teacher=None)
+    retrieval = SMALL_SOURCES[source][2]["task"] == "retrieval"
+    assert set(losses) == ({"hard_negative", "in_batch"} if retrieval else {"hard_negative"})
+    assert all(loss.item() > 0 and loss.requires_grad for loss in losses.values())
+
+
+def test_the_losses_of_a_batch_are_those_of_texts_encoded_one_by_one(embedder, batches, tiny_training):
+    batch = batch_of(batches, "pairs")
+    alone = torch.cat([embedder.embed(embedder.tokenize([text])) for text in batch.texts])
+    query, passage, negatives = alone[batch.query], alone[batch.passage], alone[batch.hard_negatives]
+    dims = matryoshka_dims(32, tiny_training.matryoshka_min_dim)
+    assert len(dims) > 1
+    group = torch.tensor(batch.group)
+    expected = {
+        "hard_negative": matryoshka(
+            lambda *parts: hard_negative_loss(*parts, tiny_training.temperature), query, passage, negatives, dims=dims
+        ),
+        "in_batch": matryoshka(
+            lambda *parts: in_batch_loss(
+                *parts, torch.arange(len(query)), tiny_training.temperature, group[:, None] == group
+            ),
+            *(query, passage),
+            dims=dims,
+        ),
+    }
+    losses = compute_losses(embedder, batch, tiny_training, teacher=None)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4)
+
+
+def test_passages_of_one_group_are_no_negatives_of_each_other(embedder, batches, tiny_training):
+    batch = batch_of(batches, "pairs")
+    batch = replace(batch, group=batch.group * 0)  # all answer each other: nothing is left in the denominator
+    masked = compute_losses(embedder, batch, tiny_training, teacher=None)
+    plain = compute_losses(embedder, batch, replace(tiny_training, mask_duplicates=False), teacher=None)
+    assert masked["in_batch"].item() == pytest.approx(0, abs=1e-6)
+    assert plain["in_batch"].item() > 0.1
+    assert masked["hard_negative"].item() == plain["hard_negative"].item()
+
+
+def test_a_model_learns_nothing_from_itself_as_its_teacher(embedder, batches, tiny_training):
+    plan = replace(tiny_training, distillation_weight=2.0)
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    batch = batch_of(batches, "kinds")
+    assert compute_losses(embedder, batch, plan, teacher)["distill"].item() == pytest.approx(0, abs=1e-8)
+    with torch.no_grad():
+        teacher.model.norm.weight *= 2
+    once = compute_losses(embedder, batch, replace(plan, distillation_weight=1.0), teacher)["distill"].item()
+    assert once > 0.1
+    assert compute_losses(embedder, batch, plan, teacher)["distill"].item() == pytest.approx(2 * once)
+    assert "distill" not in compute_losses(embedder, batch, plan, teacher=None)
+
+
+def test_no_gradient_reaches_the_teacher(embedder, batches, tiny_training):
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    plan = replace(tiny_training, distillation_weight=1.0)
+    sum(compute_losses(embedder, batches[0], plan, teacher).values()).backward()
+    assert any(parameter.grad is not None for parameter in embedder.model.parameters()), "vacuous: no gradient at all"
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_and_every_parameter_moves(embedder, small_store, tiny_training):
+    before = copy.deepcopy(embedder.model.state_dict())
+    plan = replace(tiny_training, epochs=5, learning_rate=3e-3, min_learning_rate=3e-4)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    run = run_of(batches)
+    train(embedder, batches, plan, run)
+    losses = [row["loss"] for row in run.rows if row["source"] == "pairs"]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    unchanged = [name for name, weight in embedder.model.state_dict().items() if torch.equal(weight, before[name])]
+    assert unchanged == []
+    assert not embedder.model.training
+
+
+def test_the_same_seed_trains_the_same_weights_bit_for_bit(embedder, small_store, tiny_training):
+    plan = replace(tiny_training, max_steps=6)
+    models = [Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1)):
+        batches = HomogeneousBatches(small_store, plan, seed=seed, stage1=False)
+        train(model, batches, plan, run_of(batches))
+    assert same_weights(models[0], models[1])
+    assert not same_weights(models[0], models[2]), "vacuous: training changes nothing"
+
+
+def test_a_student_comes_closer_to_its_teacher(embedder, small_store, tiny_training):
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    with torch.no_grad():
+        teacher.model.norm.weight.uniform_(0.5, 2)
+    plan = replace(tiny_training, distillation_weight=1.0, learning_rate=3e-3, epochs=2)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    run = run_of(batches)
+    train(embedder, batches, plan, run, teacher)
+    distilled = [row["distill"] for row in run.rows]
+    assert sum(distilled[-10:]) < 0.7 * sum(distilled[:10])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(embedder, batches, tiny_training):
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    with torch.no_grad():
+        teacher.model.norm.weight[0] = torch.nan
+    before = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    plan = replace(tiny_training, distillation_weight=1.0)
+    with pytest.raises(RuntimeError, match=f"step 1, source {batches[0].source}: .*nan.*remedy: a lower learning_rate"):
+        train(embedder, batches, plan, run_of(batches), teacher)
+    assert same_weights(embedder, before)
+
+
+# Stages -----------------------------------------------------------------------------------------
+
+
+def test_stages_read_and_write_fixed_places(config):
+    places = {stage: inputs_and_outputs(stage, config) for stage in ("stage1", "stage2", "distill")}
+    named = {stage: [tuple(map(str, pair)) for pair in pairs] for stage, pairs in places.items()}
+    assert named["stage1"] == [("models/backbone", "models/stage1")]
+    assert named["stage2"] == [("models/stage1", "models/stage2")]
+    assert named["distill"] == [(f"models/pruned/{name}", f"models/distilled/{name}") for name in config.prune.students]
+
+
+def test_a_stage_leaves_a_model_its_log_and_its_provenance(embedder, config, tiny_training, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_small_store(tmp_path / "data" / "assembled")
+    (tmp_path / "data" / "mined").mkdir()
+    for name in ("pairs", "code"):
+        table = read_arrow(tmp_path / "data" / "assembled" / "tuples" / f"{name}.arrow")
+        write_arrow(table.select(["negatives"]), tmp_path / "data" / "mined" / f"{name}.arrow")
+    for folder in ("models/backbone", "models/pruned/small"):
+        embedder.save(tmp_path / folder)
+    plan = replace(tiny_training, max_steps=3)
+    small = replace(config, stage1=plan, stage2=plan, distill=replace(plan, distillation_weight=1.0))
+    small = replace(small, prune=replace(config.prune, students={"small": Shape(32, 48, 2)}))
+    for stage, out in (("stage1", "stage1"), ("stage2", "stage2"), ("distill", "distilled/small")):
+        run_stage(stage, small)
+        folder = tmp_path / "models" / out
+        with (folder / "log.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["step"] for row in rows] == ["1", "2", "3"]
+        assert float(rows[0]["loss"]) > 0 and bool(rows[0]["distill"]) == (stage == "distill")
+        facts = json.loads((folder / "train.json").read_text())
+        assert (facts["steps"], facts["seed"], facts["size_name"]) == (3, config.seed, "nano")
+        assert {"torch", "transformers"} <= facts["versions"].keys()
+        assert Embedder.load(folder).max_tokens == plan.max_tokens
+    assert not same_weights(Embedder.load("models/stage1"), Embedder.load("models/stage2"))
