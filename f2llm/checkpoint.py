@@ -1,5 +1,6 @@
 """Folders that are complete or not there."""
 
+import errno
 import os
 import shutil
 from contextlib import contextmanager
@@ -10,29 +11,43 @@ from pathlib import Path
 def whole_folder(path: Path):
     """A folder to write into that takes the place of `path` only when the block ends without an error.
 
-    The old folder is removed as a whole, so nothing is ever written through a link into the DVC cache.
+    The old folder is moved aside and removed as a whole, so nothing is ever written through a link into the
+    DVC cache, and an error leaves it as it was.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.writing")
+    new, old = (path.with_name(f".{path.name}.{state}") for state in ("writing", "old"))
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
+        with _clear_errors(path):
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        with _clear_errors(path, under=new):
+            yield new
+        with _clear_errors(path):
+            for file in new.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _clear_errors(path: Path, under: Path | None = None):
+    """An OSError about `path` says what was to be written and what to do; one about another file passes."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        elsewhere = under and error.filename and not Path(str(error.filename)).is_relative_to(under)
+        if elsewhere and error.errno != errno.ENOSPC:
+            raise
         raise RuntimeError(
             f"cannot write {path}: {error.strerror or error}; what was there before is kept. "
             "remedy: free disk space, or make the folder writable"
         ) from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _flush(file: Path) -> None:

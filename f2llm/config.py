@@ -242,7 +242,7 @@ def _check_keys(values: dict, required, where: str) -> None:
     for key in values:
         if key not in required:
             names = ", ".join(sorted(required))
-            raise ValueError(f"{where}: unknown key {key!r}{_closest(key, required)} known keys: {names}")
+            raise ValueError(f"{where}: unknown key {key!r}{_closest(key, required)}; known keys: {names}")
     for key in sorted(required):
         if key not in values:
             raise ValueError(f"{where}: key {key!r} is missing; remedy: add it, nothing has a default")
@@ -293,7 +293,8 @@ def _check_values(config: Config) -> None:
     for where, value in _numbers(config):
         key = where.rpartition(".")[2]
         if value < 0 or (value == 0 and not {key, where} & _MAY_BE_ZERO) or value != value:
-            raise ValueError(f"{where} is {value}, but must be {'0 or ' if key in _MAY_BE_ZERO else ''}above 0")
+            rule = "0 or more" if {key, where} & _MAY_BE_ZERO else "above 0"
+            raise ValueError(f"{where} is {value}, but must be {rule}")
         if key in _SHARES and value > 1:
             raise ValueError(f"{where} is {value}, but is a share and must not exceed 1")
     for where, choices in _CHOICES.items():

@@ -71,7 +71,7 @@ def mean_over_subsets(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """{model: {mean, mean_retrieval_and_bitext, mean of each type}} for `dvc metrics`."""
+    """{model: {mean, retrieval_and_bitext, mean of each type}} for `dvc metrics`."""
     found = {}
     for model, rows in scores.groupby("model", sort=False):
         searched = rows[rows["type"].isin(["Retrieval", "BitextMining"])]

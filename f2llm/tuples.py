@@ -94,9 +94,12 @@ def _keep(records, task: str, forbidden: set[str]) -> tuple[list[dict], Counter]
             seen.add(pair)
             kept.append(record)
     if task == "clustering":  # a positive is another text of the same label
-        texts = Counter(record["label"] for record in kept)
-        dropped["only text of its label"] = sum(texts[record["label"]] == 1 for record in kept)
-        kept = [record for record in kept if texts[record["label"]] > 1]
+        different = defaultdict(set)
+        for record in kept:
+            different[record["label"]].add(normalise(record["query"]))
+        alone = {label for label, texts in different.items() if len(texts) == 1}
+        dropped["only text of its label"] = sum(record["label"] in alone for record in kept)
+        kept = [record for record in kept if record["label"] not in alone]
     return kept, dropped
 
 
@@ -115,7 +118,10 @@ def _rows(records: list[dict], source, num_negatives: int, seed: str, documents:
         elif source.task == "classification":
             passage, negatives, group = label, others, label
         else:
-            passage, group = draw.choice([text for text in by_label[label] if text != record["query"]]), label
+            own = normalise(record["query"])
+            passage, group = record["query"], label
+            while normalise(passage) == own:
+                passage = draw.choice(by_label[label])
             drawn = draw.sample(others, min(num_negatives, len(others)))
             drawn += draw.choices(others, k=num_negatives - len(drawn))
             negatives = [draw.choice(by_label[other]) for other in drawn]

@@ -115,7 +115,7 @@ def test_a_missing_key_is_named(params, path, missing):
         ({"stage1": {"learning_rate": -1.0}}, "stage1.learning_rate is -1.0, but must be above 0"),
         ({"stage1": {"learning_rate": 0}}, "stage1.learning_rate is 0.0, but must be above 0"),
         ({"stage2": {"temperature": float("nan")}}, "stage2.temperature is nan"),
-        ({"stage1": {"weight_decay": -0.1}}, "stage1.weight_decay is -0.1, but must be 0 or above"),
+        ({"stage1": {"weight_decay": -0.1}}, "stage1.weight_decay is -0.1, but must be 0 or more"),
         ({"stage2": {"document_instruction_share": 1.1}}, "is 1.1, but is a share and must not exceed 1"),
         ({"data": {"held_out_percent": 60}}, "data.held_out_percent is 60, but must be from 1 to 50"),
         (

@@ -1,11 +1,12 @@
 """The embedded corpus: how much there is, and that evaluation's share of it is in no training text."""
 
 import json
+import random
 
 import pytest
 
 from f2llm.embedded.records import bitext, function_pairs, message_labels
-from f2llm.embedded.tasks import LATIN, OTHER_SCRIPTS, tasks
+from f2llm.embedded.tasks import LATIN, OTHER_SCRIPTS, _overlap, tasks
 from f2llm.embedded.tasks import ZERO_SHOT as ZERO_SHOT_TASKS
 from f2llm.embedded.texts import (
     PACKAGES,
@@ -151,6 +152,21 @@ def test_labels_and_scores_vary(evaluation):
 def test_tasks_are_the_same_for_the_same_seed(texts, evaluation):
     assert tasks(texts[1], seed=0) == evaluation
     assert tasks(texts[1], seed=1) != evaluation
+
+
+def test_a_list_that_only_one_language_has_is_no_pair():
+    lists = {"city/A+city/B": ("A and B", "A et B"), "city/C+city/D": ("C and D",)}
+    messages = [
+        Message("list:city", concept, locale, text)
+        for concept, versions in lists.items()
+        for locale, text in zip(("en", "fr"), versions)
+    ]
+    task = _overlap("Overlap", Texts(messages, []), random.Random(0))
+    first, second = task["data"]["default"]["sentence1"], task["data"]["default"]["sentence2"]
+    assert len(first) == len(second) > 100
+    english, french, alone = "A and B", "A et B", "C and D"
+    assert {(english, french), (french, english)} <= set(zip(first, second))
+    assert set(zip(first, second)) <= {(english, french), (french, english), (alone, french), (french, alone)}
 
 
 # Small pieces -----------------------------------------------------------------------------------

@@ -121,10 +121,13 @@ def _reranking(name: str, texts: Texts, draw: random.Random, queries: int = 200,
 
 
 def _labelled(rows: list[tuple[str, str]], draw: random.Random, per_label: int) -> list[tuple[str, str]]:
-    """At most `per_label` different texts of each label, in random order."""
-    by_label = defaultdict(dict)
+    """At most `per_label` different texts of each label, in random order; a text of two labels is left out."""
+    labels_of, by_label = defaultdict(set), defaultdict(dict)
+    for text, label in rows:
+        labels_of[normalise(text)].add(label)
     for text, label in sorted(rows):
-        by_label[label].setdefault(normalise(text), text)
+        if len(labels_of[normalise(text)]) == 1:
+            by_label[label].setdefault(normalise(text), text)
     chosen = []
     for label, found in sorted(by_label.items()):
         chosen += [(text, label) for text in draw.sample(sorted(found.values()), min(per_label, len(found)))]
@@ -206,7 +209,10 @@ def _overlap(name: str, texts: Texts, draw: random.Random, pairs: int = 600) -> 
         one = draw.choice(lists)
         members = one.concept.split("+")
         pool = lists if draw.random() < 0.3 else sharing[draw.choice(members)]
-        other = draw.choice([m for m in pool if language_of(m.locale) != language_of(one.locale)])
+        others = [message for message in pool if language_of(message.locale) != language_of(one.locale)]
+        if not others:
+            continue
+        other = draw.choice(others)
         shared, union = set(members) & set(other.concept.split("+")), set(members) | set(other.concept.split("+"))
         first.append(one.text)
         second.append(other.text)

@@ -69,7 +69,7 @@ class Texts:
 
 def script_of(text: str) -> str:
     """The Unicode script of the first letter of a text, such as 'LATIN' or 'CYRILLIC'."""
-    letter = next((character for character in text if character.isalpha()), "")
+    letter = next((character for character in text if character.isalpha()), "\0")
     return unicodedata.name(letter, "NONE").split()[0]
 
 
