@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from .config import Backbone
 from .embedded.texts import Texts
-from .text import QUERY_PROMPT
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"  # as in Qwen3
 # A word keeps its combining marks, which most scripts of South and South-East Asia write vowels with.
@@ -33,8 +32,11 @@ def corpus(texts: Texts, seed: int, num_messages: int = 60_000) -> list[str]:
     return chosen
 
 
-def train_tokenizer(texts: list[str], vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that appends exactly one EOS to every text, by itself."""
+def train_tokenizer(texts: list[str], vocab: int, prompts: list[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that appends exactly one EOS to every text, by itself.
+
+    prompts: what stands before queries; they count often enough for each of their words to become one token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
@@ -48,7 +50,7 @@ def train_tokenizer(texts: list[str], vocab: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([QUERY_PROMPT] + [text[:400] for text in texts], trainer)
+    tokenizer.train_from_iterator([*prompts] * 300 + [text[:400] for text in texts], trainer)
     end = tokenizer.token_to_id(EOS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, end)]

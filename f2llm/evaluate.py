@@ -65,9 +65,9 @@ def evaluate(encode: Callable, name: str, tasks: Path = Path("data/assembled/eva
 
 
 def mean_over_subsets(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and task, in the order given."""
+    """One row per model and task, in the order given; a negative rank correlation (STS) counts as 0, chance."""
     means = scores.groupby(["model", "task", "type"], sort=False, as_index=False)["score"].mean()
-    return means.assign(score=means["score"].round(4))[COLUMNS]
+    return means.assign(score=means["score"].clip(lower=0).round(4))[COLUMNS]
 
 
 def metrics(scores: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -12,13 +12,12 @@ from .texts import NUMBERS, Texts, language_of
 
 LATIN = {"fr": "fra", "de": "deu", "es": "spa", "pl": "pol", "fi": "fin", "tr": "tur", "vi": "vie", "sw": "swh"}
 LATIN = {locale: f"{code}-Latn" for locale, code in LATIN.items()}  # mteb's codes: ISO 639-3 and script
-OTHER_SCRIPTS = {"ru": "rus-Cyrl", "el": "ell-Grek", "ka": "kat-Geor", "hy": "hye-Armn", "he": "heb-Hebr"}
-OTHER_SCRIPTS |= {"ar": "arb-Arab", "hi": "hin-Deva", "ta": "tam-Taml", "th": "tha-Thai", "ko": "kor-Hang"}
-OTHER_SCRIPTS |= {"ja": "jpn-Jpan", "zh": "zho-Hans"}
+OTHER_SCRIPTS = {"ru": "rus-Cyrl", "el": "ell-Grek", "ka": "kat-Geor", "he": "heb-Hebr", "ar": "arb-Arab"}
+OTHER_SCRIPTS |= {"hi": "hin-Deva", "th": "tha-Thai", "ko": "kor-Hang", "ja": "jpn-Jpan", "zh": "zho-Hans"}
 ZERO_SHOT = {"fo": "fao", "lb": "ltz", "oc": "oci", "tk": "tuk", "rm": "roh", "szl": "szl", "dsb": "dsb", "ia": "ina"}
 ZERO_SHOT = {locale: f"{code}-Latn" for locale, code in ZERO_SHOT.items()}  # of texts.ZERO_SHOT, those with enough text
 NAMES = ("territory", "language", "city", "currency", "unit", "script", "timezone")
-TRANSLATE = "Retrieve translations of the following text."
+TRANSLATE = "Find the translation."
 
 
 def tasks(texts: Texts, seed: int) -> list[dict]:
@@ -33,8 +32,8 @@ def tasks(texts: Texts, seed: int) -> list[dict]:
         _bitext("DjangoBitext", texts, ("django:",), LATIN, draw),
         _bitext("DjangoCrossScriptBitext", texts, ("django:",), OTHER_SCRIPTS, draw),
         _bitext("ZeroShotLanguagesBitext", texts, (*NAMES, "django:"), ZERO_SHOT, draw),
-        _retrieval("DocstringToCodeRetrieval", texts, "code", "Given a docstring, retrieve the code it describes."),
-        _retrieval("SummaryToBodyRetrieval", texts, "body", "Given a summary, retrieve the documentation it heads."),
+        _retrieval("DocstringToCodeRetrieval", texts, "code", "Find the code."),
+        _retrieval("SummaryToBodyRetrieval", texts, "body", "Find the details."),
         _reranking("DjangoMessageReranking", texts, draw),
         _tense("TenseClassification", texts, draw),
         _kinds("NameKindClassification", texts, draw),
@@ -152,14 +151,14 @@ def _tense(name: str, texts: Texts, draw: random.Random) -> dict:
         for m in texts.messages
         if m.domain.startswith("relative:") and not held_numbers.isdisjoint(m.text.split())
     ]
-    instruction = "Classify whether the time is in the future or in the past."
+    instruction = "Future or past?"
     return _classification(name, _labelled(rows, draw, per_label=300), instruction)
 
 
 def _kinds(name: str, texts: Texts, draw: random.Random) -> dict:
     kinds = ("territory", "language", "currency", "unit", "script", "timezone")
     rows = [(m.text, m.domain) for m in texts.messages if m.domain in kinds]
-    return _classification(name, _labelled(rows, draw, per_label=160), "Classify the kind of thing that is named.")
+    return _classification(name, _labelled(rows, draw, per_label=160), "Identify the kind of name.")
 
 
 def _clustering(name: str, rows: list[tuple[str, str]], instruction: str) -> dict:
@@ -169,12 +168,12 @@ def _clustering(name: str, rows: list[tuple[str, str]], instruction: str) -> dic
 
 def _packages(name: str, texts: Texts, draw: random.Random) -> dict:
     rows = [(f.summary, f.package) for f in texts.functions]
-    return _clustering(name, _labelled(rows, draw, per_label=60), "Identify the software package of the docstring.")
+    return _clustering(name, _labelled(rows, draw, per_label=60), "Identify the package.")
 
 
 def _units(name: str, texts: Texts, draw: random.Random) -> dict:
     rows = [(m.text, m.concept.split("/")[1].split("-")[0]) for m in texts.messages if m.domain == "unit"]
-    return _clustering(name, _labelled(rows, draw, per_label=40), "Identify the physical quantity of the unit.")
+    return _clustering(name, _labelled(rows, draw, per_label=40), "Identify the quantity.")
 
 
 def _pairs(name: str, texts: Texts, draw: random.Random, pairs: int = 600) -> dict:
@@ -218,4 +217,4 @@ def _overlap(name: str, texts: Texts, draw: random.Random, pairs: int = 600) -> 
         second.append(other.text)
         scores.append(round(len(shared) / len(union), 4))
     data = {"sentence1": first, "sentence2": second, "score": scores}
-    return _english(name, "STS", "Retrieve semantically similar text.", data)
+    return _english(name, "STS", "Find similar text.", data)

@@ -257,7 +257,7 @@ def _plain(text: str) -> str:
 # Python documentation ---------------------------------------------------------------------------
 
 
-def python_functions(per_package: int = 1200) -> list[Function]:
+def python_functions(per_package: int = 700) -> list[Function]:
     """Documented functions and classes, at most `per_package` of each package, whole modules in a fixed order."""
     found, seen = [], set()
     for package in PACKAGES:
