@@ -1,10 +1,31 @@
-"""Folders that are complete or not there."""
+"""Folders that are complete or not there, and a look ahead: can they be written at all?"""
 
 import errno
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def require_writable(folders: list[Path], free_mib: int) -> None:
+    """Raise a RuntimeError now, rather than after an hour, when a folder cannot take the results."""
+    for folder in map(Path, folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"x")
+            free = shutil.disk_usage(folder).free // 2**20
+        except OSError as error:
+            raise RuntimeError(
+                f"cannot write into {folder}: {error.strerror or error}; nothing was run. "
+                "remedy: make the folder writable, or free disk space"
+            ) from error
+        if free < free_mib:
+            raise RuntimeError(
+                f"only {free} MiB are free for {folder}, but at least {free_mib} are needed; nothing was run. "
+                "remedy: free disk space"
+            )
 
 
 @contextmanager

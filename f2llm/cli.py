@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .checkpoint import require_writable
 from .config import load_config, read_yaml, resolve, root, write_config
 from .notebook import code_of, execute, write_html
 
@@ -50,6 +51,7 @@ def run(
 ) -> None:
     """Run a notebook by papermill into runs/, with an HTML copy (every other stage)."""
     load_config()
+    require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
     executed = Path("runs") / f"{notebook}.ipynb"
     execute(Path("notebooks") / f"{notebook}.ipynb", executed)
     if reading_copy:

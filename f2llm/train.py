@@ -165,6 +165,8 @@ def run_stage(stage: str, config: Config) -> None:
     store = TupleStore()
     batches = HomogeneousBatches(store, training, config.seed, stage1=stage == "stage1")
     teacher = Embedder.load("models/stage2", config.machine.token_budget) if stage == "distill" else None
+    if stage == "distill":
+        Path("models/distilled").mkdir(parents=True, exist_ok=True)  # also when the family has no students
     for start, out in inputs_and_outputs(stage, config):
         model = Embedder.load(start, config.machine.token_budget)
         model.max_tokens = training.max_tokens

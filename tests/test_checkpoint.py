@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from f2llm.checkpoint import whole_folder
+from f2llm.checkpoint import require_writable, whole_folder
 
 
 def contents(folder):
@@ -66,3 +66,15 @@ def test_a_parent_without_the_right_to_write_is_one_error(tmp_path):
             raise AssertionError("the block must not run")
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    require_writable([tmp_path / "models"], free_mib=1)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RuntimeError, match=r"cannot write into .*file.*nothing was run.*remedy"):
+        require_writable([tmp_path / "file" / "models"], free_mib=1)
+
+
+def test_a_full_disk_is_named_before_any_work(tmp_path):
+    with pytest.raises(RuntimeError, match=r"MiB are free for .*at least .* are needed.*remedy"):
+        require_writable([tmp_path], free_mib=2**40)
