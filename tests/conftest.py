@@ -60,7 +60,9 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_backbone(config):
     shape = {"hidden_dim": 32, "mlp_dim": 48, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head_dim": 8}
-    plan = replace(config.backbone.pretrain, steps=40, tokens_per_step=128, warmup_steps=4, max_tokens=32)
+    plan = replace(
+        config.backbone.pretrain, steps=40, learning_rate=4e-3, tokens_per_step=128, warmup_steps=4, max_tokens=32
+    )
     return replace(config.backbone, vocab=320, init_range=0.1, pretrain=plan, **shape)
 
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 pytestmark = pytest.mark.pipeline
 # Two more sizes: small enough to train in seconds, and one whose name has a dot, as the published ones do.
-TINY = {"hidden_dim": 32, "mlp_dim": 64, "vocab": 600, "pretrain": {"steps": 2, "tokens_per_step": 512}}
+PRETRAIN = {"steps": 8, "tokens_per_step": 512, "learning_rate": 0.02, "warmup_steps": 1}
+TINY = {"hidden_dim": 32, "mlp_dim": 64, "vocab": 600, "pretrain": PRETRAIN}
 STUDENTS = {
     "pico": {"hidden_dim": 32, "mlp_dim": 64, "layers": 1},
     "femto": {"hidden_dim": 16, "mlp_dim": 32, "layers": 1},
@@ -79,7 +80,9 @@ def test_size_and_seed_can_be_set_outside_the_workspace(copy, where):
     run(copy, "dvc", "exp", "run", *where, "-n", name, "-S", "model.size=0.2B", "-S", "seed=5", "config")
     if where == ["--queue"]:
         run(copy, "dvc", "exp", "run", "--run-all", "-j", "1")
-    lock = yaml.safe_load(run(copy, "git", "show", f"{name}:dvc.lock"))["stages"]["config"]
+    refs = run(copy, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = [ref for ref in refs if ref.endswith(f"/{name}")]
+    lock = yaml.safe_load(run(copy, "git", "show", f"{ref}:dvc.lock"))["stages"]["config"]
     assert lock["params"]["params.yaml"]["model.size"] == "0.2B"
     assert lock["params"]["params.yaml"]["seed"] == 5
     assert "0.2B" in lock["cmd"]
