@@ -1,5 +1,6 @@
 """Homogeneous batches: one source per global batch, a pure function of (seed, step)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,31 +16,40 @@ class Batch:
 
     source: str
     task: str
+    rows: np.ndarray  # (B): rows of the source
     texts: list[str]
     query: np.ndarray
     passage: np.ndarray
     hard_negatives: np.ndarray
     group: np.ndarray  # (B): tuples of one group answer each other's queries
 
+    @property
+    def num_texts(self) -> int:
+        """Queries, passages and hard negatives, counted as often as they occur."""
+        return len(self.query) * (2 + self.hard_negatives.shape[1])
+
 
 class HomogeneousBatches:
     """Batches of a training stage in order; `batches[step]` needs no batch before it.
 
-    Each epoch visits every kept row once. A source's rows are shuffled by (seed, source, epoch), the order
-    of sources by (seed, epoch), so that a source is met in proportion to its size. A rest of rows
-    that fills no batch waits for another epoch's shuffle.
+    Each epoch visits every kept row exactly once. A source's rows are shuffled by (seed, source, epoch), the order
+    of sources by (seed, epoch), so that a source is met in proportion to its size. The last batch of a source holds
+    what is left, without filling it up (the authors repeat rows, which then are each other's negatives).
     """
 
     def __init__(self, store: TupleStore, training: Training, seed: int, stage1: bool):
         self.store, self.training, self.seed = store, training, seed
         sources = {name: entry for name, entry in store.sources.items() if entry["stage1"] or not stage1}
-        self.rows = {name: self._usable_rows(name) for name in sources}
-        self.num_batches = {name: len(rows) // training.global_batch_size for name, rows in self.rows.items()}
-        if empty := [name for name, count in self.num_batches.items() if not count]:
+        usable = {name: self._usable_rows(name) for name in sources}
+        if empty := [name for name, rows in usable.items() if not len(rows)]:
             raise ValueError(
-                f"sources {empty} have fewer usable rows than global_batch_size, {training.global_batch_size}; "
-                "remedy: a smaller batch, or name them in data.leave_out"
+                f"sources {empty} have no row with as many hard negatives as a step draws "
+                f"({training.hard_negatives}); remedy: draw fewer, mine more, or name them in data.leave_out"
             )
+        self.withheld = {name: self._withheld_rows(name, rows) for name, rows in usable.items()}
+        self.rows = {name: self._without_withheld(name, rows) for name, rows in usable.items()}
+        size = training.global_batch_size
+        self.num_batches = {name: -(-len(rows) // size) for name, rows in self.rows.items()}
         self.per_epoch = sum(self.num_batches.values())
         self._plans: dict[int, list[tuple[str, int]]] = {}
         self._shuffles: dict[tuple[str, int], np.ndarray] = {}
@@ -59,6 +69,12 @@ class HomogeneousBatches:
         rows = self._shuffle(source, epoch)[index * size : (index + 1) * size]
         return self._batch(source, rows, epoch)
 
+    def validation(self) -> Iterator[Batch]:
+        """One batch of each source's withheld rows, always the same."""
+        for name, rows in sorted(self.withheld.items()):
+            if len(rows):
+                yield self._batch(name, rows, epoch=0)
+
     def _usable_rows(self, name: str) -> np.ndarray:
         """Rows with as many negatives as a step draws, capped by a draw keyed by (seed, source)."""
         counts = np.diff(self.store.tables[name]["negatives"].combine_chunks().offsets.to_numpy())
@@ -67,6 +83,18 @@ class HomogeneousBatches:
         if cap and len(rows) > cap:
             rows = np.sort(self._random("cap", name).permutation(rows)[:cap])
         return rows
+
+    def _withheld_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows for validation, at most a tenth of the source: a draw keyed by (seed, source)."""
+        count = min(self.training.validation_rows, len(rows) // 10) if self.training.validate_every else 0
+        return np.sort(self._random("validation", name).permutation(rows)[:count])
+
+    def _without_withheld(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows for training: no withheld row and, in retrieval, none with a withheld row's passage."""
+        key = np.arange(len(self.store.tables[name]))
+        if self.store.sources[name]["task"] == "retrieval":
+            key = self.store.tables[name]["passage"].to_numpy()
+        return rows[~np.isin(key[rows], key[self.withheld[name]])]
 
     def num_negatives(self, name: str) -> int:
         """Hard negatives per query of a source."""
@@ -113,6 +141,7 @@ class HomogeneousBatches:
         return Batch(
             source=source,
             task=entry["task"],
+            rows=rows,
             texts=list(texts),
             query=np.array(query),
             passage=np.array(passage),

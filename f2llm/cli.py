@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .checkpoint import require_writable
+from .checkpoint import clear_finished, require_writable
 from .config import load_config, read_yaml, resolve, root, write_config
 from .notebook import code_of, execute, write_html
 
@@ -54,6 +54,7 @@ def run(
     require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
     executed = Path("runs") / f"{notebook}.ipynb"
     execute(Path("notebooks") / f"{notebook}.ipynb", executed)
+    clear_finished(Path("scratch/train"))
     if reading_copy:
         reading_copy.parent.mkdir(parents=True, exist_ok=True)
         write_html(executed, reading_copy, with_code=False)

@@ -17,7 +17,14 @@ import yaml
 @dataclass(frozen=True)
 class Machine:
     threads: int
+    processes: int
     token_budget: int
+    activation_tokens: int
+    compile: bool
+    recompute: str  # none, selective, full
+    shard: bool
+    save_every: int
+    tensorboard: bool
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,18 @@ class Training:
     document_instruction_share: float
     temperature: float
     in_batch_tasks: list[str]
+    in_batch_gradient: str  # full, query_only
     mask_duplicates: bool
     matryoshka_min_dim: int
     hard_negatives: HardNegatives
     distillation_weight: float
     weight_decay: float
+    decay_norms: bool
     betas: list[float]
     max_grad_norm: float
     max_tokens: int
+    validate_every: int
+    validation_rows: int
 
 
 @dataclass(frozen=True)
@@ -281,8 +292,23 @@ _CHOICES = {
     "mine.miner": ("tfidf",),
     "mine.anchor": ("query", "passage"),
     "evaluate.benchmark": ("embedded",),
+    "machine.recompute": ("none", "selective", "full"),
+    "stage1.in_batch_gradient": ("full", "query_only"),
+    "stage2.in_batch_gradient": ("full", "query_only"),
+    "distill.in_batch_gradient": ("full", "query_only"),
 }
-_MAY_BE_ZERO = {"seed", "machine.threads", "skip", "warmup_steps", "max_steps", "cap_per_source", "weight_decay"}
+_MAY_BE_ZERO = {
+    "seed",
+    "machine.threads",
+    "machine.processes",
+    "validate_every",
+    "validation_rows",
+    "skip",
+    "warmup_steps",
+    "max_steps",
+    "cap_per_source",
+    "weight_decay",
+}
 _MAY_BE_ZERO |= {"document_instruction_share", "matryoshka_min_dim", "distillation_weight", "relative_margin"}
 _MAY_BE_ZERO |= {"retrieval", "clustering", "classification", "min_learning_rate", "steps"}
 _SHARES = {"document_instruction_share", "relative_margin", "max_score"}
@@ -367,6 +393,15 @@ def _check_training(training: Training, section: str, config: Config) -> None:
         )
     if training.global_batch_size < 2:
         raise ValueError(f"{section}.global_batch_size is {training.global_batch_size}, but in-batch loss needs 2")
+    if training.validate_every and not training.validation_rows:
+        raise ValueError(
+            f"{section}.validate_every is {training.validate_every}, but validation_rows is 0; remedy: both or none"
+        )
+    if training.max_tokens > config.machine.token_budget:
+        raise ValueError(
+            f"machine.token_budget is {config.machine.token_budget}, but one text may have "
+            f"{training.max_tokens} tokens ({section}.max_tokens); remedy: a budget of at least that"
+        )
     if len(training.betas) != 2 or not all(beta < 1 for beta in training.betas):
         raise ValueError(f"{section}.betas is {training.betas}, but must be two numbers below 1")
     if unknown := set(training.in_batch_tasks) - set(TASKS):

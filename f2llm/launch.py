@@ -6,40 +6,51 @@ import signal
 import subprocess
 import sys
 
+import torch
 
-def launch(module: str, *arguments: str) -> None:
+
+def launch(module: str, *arguments: str, nproc: int = 1) -> None:
     """Run `python -m module arguments`; its lines appear as they come, its failure is a RuntimeError.
 
-    The process ends with its parent, also when the notebook's kernel is killed (Linux; elsewhere only on
-    an interrupt). Its own process keeps the parent free of training's memory and of any GPU context.
+    nproc: how many processes do it together (torchrun); 0: one for every GPU. They end with their parent, also when
+    the notebook's kernel is killed (Linux; elsewhere only on an interrupt). A process of its own keeps the parent
+    free of training's memory and of any GPU context.
     """
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", module, *map(str, arguments)],
+        [sys.executable, "-u", *_torchrun(nproc), "-m", module, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **_KEEP_FREED_MEMORY},
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=die_with_parent,
     )
-    tail = []
+    tail, errors = [], []
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
             tail = [*tail[-4:], line.strip()]
+            errors += [line.strip()] if line.startswith("error") else []
         code = process.wait()
     except BaseException:
         process.terminate()
         process.wait()
         raise
     if code:
-        reason = " | ".join(line for line in tail if line) or "no output"
+        reason = " | ".join(line for line in errors[:1] or tail if line) or "no output"
         raise RuntimeError(f"{module} {' '.join(map(str, arguments))} ended with exit code {code}: {reason}")
+
+
+def _torchrun(nproc: int) -> list[str]:
+    """The words that start several processes; an error in one ends all."""
+    nproc = nproc or max(1, torch.cuda.device_count())
+    return [] if nproc == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
 
 
 # glibc returns freed tensors to the system and page-faults them in again; keeping them is 5 to 20 % faster on CPU.
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent is gone."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+def die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent is gone; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

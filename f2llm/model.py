@@ -1,54 +1,87 @@
 """A causal Qwen3 as an embedding model: the final hidden state of EOS, the last token of every text.
 
-N texts, L tokens, D dimensions.
+N texts, T tokens of all of them, D dimensions. Texts are packed: no padding is computed anywhere.
 """
 
 import json
-from collections.abc import Iterator
+import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
 from transformers.utils import logging as transformers_logging
 
+from . import attention
 from .checkpoint import whole_folder
+from .packing import Pack, pack
 from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
+WORTH_SHARING = 4  # tokens at the start of all texts from which on computing them once pays
 
 
 class Embedder:
-    """A Qwen3 without language-model head, with its tokenizer and the longest text it takes, in tokens."""
+    """A Qwen3 without language-model head, with its tokenizer and the longest text it takes, in tokens.
+
+    token_budget: tokens per forward pass. half: the dtype of autocast, where weights are float32 for training.
+    """
 
     def __init__(
         self, model: Qwen3Model, tokenizer: PreTrainedTokenizerBase, max_tokens: int, token_budget: int = 8192
     ):
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no EOS token, whose hidden state is the embedding; remedy: set eos_token"
+            )
+        if max_tokens < 2:
+            raise ValueError(f"max_tokens is {max_tokens}, but one token and EOS are the least: 2")
+        model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.token_budget = max_tokens, token_budget
+        self.half: torch.dtype | None = None
+        self._tokenizing = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     @classmethod
-    def load(cls, path: Path | str, token_budget: int = 8192) -> "Embedder":
-        """From a folder with config.json, safetensors and tokenizer; float32 on CPU, bfloat16 on Ampere or newer."""
+    def load(cls, path: Path | str, token_budget: int = 8192, training: bool = False) -> "Embedder":
+        """From a folder with config.json, safetensors and tokenizer, onto the GPU if there is one.
+
+        Weights are bfloat16 on Ampere or newer; float32 on CPU, on older GPUs and for training, where
+        `half` then makes the matrix products bfloat16 and keeps weights and gradients exact.
+        """
         path = Path(path)
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (path / name).exists():
                 raise ValueError(f"{path / name} is missing, so {path} is no model; remedy: dvc repro, or another path")
         device, dtype = device_and_dtype()
-        model = AutoModel.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
+        model = AutoModel.from_pretrained(path, dtype=torch.float32 if training else dtype).to(device).eval()
         settings = path / "sentence_bert_config.json"
         longest = json.loads(settings.read_text())["max_seq_length"] if settings.exists() else None
         tokenizer = AutoTokenizer.from_pretrained(path)
-        return cls(model, tokenizer, longest or model.config.max_position_embeddings, token_budget)
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}; "
+                "remedy: the tokenizer that belongs to the model"
+            )
+        embedder = cls(model, tokenizer, longest or model.config.max_position_embeddings, token_budget)
+        embedder.half = dtype if training and dtype != torch.float32 else None
+        return embedder
 
     @classmethod
     def untrained(cls, path: Path | str, seed: int) -> "Embedder":
         """The model of a folder with random weights: what training starts from."""
         trained = cls.load(path)
         torch.manual_seed(seed)
-        model = AutoModel.from_config(AutoConfig.from_pretrained(path), attn_implementation="sdpa")
+        model = AutoModel.from_config(AutoConfig.from_pretrained(path))
         return cls(model.to(trained.model.device).eval(), trained.tokenizer, trained.max_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     @property
     def dim(self) -> int:
@@ -61,62 +94,97 @@ class Embedder:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text: cut to max_tokens - 1, then exactly one EOS."""
-        ids = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=self.max_tokens - 1)[
-            "input_ids"
-        ]
+        options = {"add_special_tokens": False, "truncation": True, "max_length": self.max_tokens - 1}
+        with self._tokenizing:
+            ids = self.tokenizer(texts, **options)["input_ids"]
         return [[*tokens, self.tokenizer.eos_token_id] for tokens in ids]
 
     def embed(self, token_ids: list[list[int]]) -> Tensor:
-        """Un-normalised embeddings (N, D) in the order given, with gradient where it is enabled.
+        """Un-normalised embeddings (N, D) in the order given, with gradient where it is enabled."""
+        packs = list(pack(token_ids, self.token_budget))
+        embeddings = torch.cat([self.embed_pack(part) for part in packs])
+        order = torch.tensor([row for part in packs for row in part.rows], device=embeddings.device)
+        return embeddings[order.argsort()]
 
-        Texts of similar length share a forward pass of at most `token_budget` tokens. Padding stands right
-        of EOS, where a causal model cannot see it, so the result does not depend on it.
+    def embed_pack(self, part: Pack, prefix: dict | None = None, record: dict | None = None) -> Tensor:
+        """Un-normalised embeddings (N, D) of one pack, in its order.
+
+        record receives the keys and values of every layer; prefix is such a record of tokens that stand
+        before every text (CPU only, see `attention.attend_to_prefix`).
         """
-        parts, order = [], []
-        for rows in micro_batches([len(ids) for ids in token_ids], self.token_budget):
-            lengths = torch.tensor([len(token_ids[row]) for row in rows])
-            padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)  # (n, L)
-            for position, row in enumerate(rows):
-                padded[position, : len(token_ids[row])] = torch.tensor(token_ids[row])
-            hidden = self.model(input_ids=padded.to(self.model.device), use_cache=False).last_hidden_state  # (n, L, D)
-            parts.append(hidden[torch.arange(len(rows)), lengths - 1])
-            order += rows
-        position = torch.empty(len(order), dtype=torch.long)
-        position[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(parts)[position]
+        part = part.to(self.device)
+        shift = len(next(iter(prefix.values()))[0]) if prefix else 0
+        kwargs = {"cu_seq_lens_q": part.boundaries, "max_length_q": part.longest, "attention_mask": attention.NO_MASK}
+        if prefix is not None or record is not None:  # otherwise absent, for torch.compile
+            kwargs |= {"prefix": prefix, "record": record}
+        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            output = self.model(
+                input_ids=part.input_ids, position_ids=part.position_ids + shift, use_cache=False, **kwargs
+            )
+        return output.last_hidden_state[0].index_select(0, part.boundaries[1:].long() - 1)
 
     @torch.inference_mode()
     def encode(self, texts: list[str], instruction: str | None = None, dim: int | None = None) -> np.ndarray:
-        """Unit-length float32 embeddings (N, dim); `instruction` is for queries, `dim` a matryoshka prefix."""
+        """Unit-length float32 embeddings (N, dim) in the order given.
+
+        `instruction` is for queries, `dim` a matryoshka prefix. What all texts begin with, such as the
+        instruction, is computed once (on CPU). Work of more than ten seconds shows a progress bar.
+        """
         if dim is not None and not 1 <= dim <= self.dim:
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.dim} dimensions")
-        if not texts:
-            return np.zeros((0, dim or self.dim), dtype=np.float32)
-        embeddings = self.embed(self.tokenize([prompted(text, instruction) for text in texts])).float()
-        return torch.nn.functional.normalize(embeddings[:, :dim], dim=-1).cpu().numpy()
+        if isinstance(texts, str):
+            raise ValueError(f"texts is the single text {texts[:40]!r}; remedy: a list of texts")
+        embeddings = np.zeros((len(texts), dim or self.dim), dtype=np.float32)
+        if not len(texts):
+            return embeddings
+        token_ids = self.tokenize([prompted(text, instruction) for text in texts])
+        shared = common_prefix(token_ids) if self.device.type == "cpu" else 0
+        prefix = {} if shared >= WORTH_SHARING else None
+        if prefix is not None:
+            (start,) = pack([token_ids[0][:shared]], self.token_budget)
+            self.embed_pack(start, record=prefix)
+            token_ids = [ids[shared:] for ids in token_ids]
+        with tqdm(total=sum(map(len, token_ids)), unit="token", unit_scale=True, delay=10, mininterval=5) as bar:
+            for part in pack(token_ids, self.token_budget):
+                full = self.embed_pack(part, prefix).float()
+                embeddings[part.rows] = torch.nn.functional.normalize(full[:, :dim], dim=-1).cpu().numpy()
+                bar.update(part.num_tokens)
+        return embeddings
+
+    def compile(self) -> None:
+        """Fuse the element-wise work of every layer by torch.compile; a minute at the first steps, then faster."""
+        for layer in self.model.layers:
+            layer.compile(dynamic=True)
+
+    def recompute(self, selectively: bool) -> None:
+        """Compute activations again in the backward pass: memory for time.
+
+        selectively: keep the results of matrix products and attention, which cost most to make again.
+        """
+        options = {"use_reentrant": False}
+        if selectively:
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, attention.COSTLY)
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def save(self, path: Path | str) -> None:
         """A folder that sentence-transformers loads as it is: prompts, EOS pooling and normalisation included."""
         with whole_folder(Path(path)) as folder:
             self.write(folder)
 
-    def write(self, folder: Path) -> None:
-        """The files of `save`, into a folder that is there."""
-        self.model.save_pretrained(folder)
+    def write(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """The files of `save`, into a folder that is there; weights: instead of the model's own, if sharded."""
+        self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
 
 
-def micro_batches(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
-    """Rows grouped by length, so that rows x longest stays within the budget; one long text may exceed it alone."""
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if rows and (len(rows) + 1) * lengths[row] > token_budget:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
+def common_prefix(token_ids: list[list[int]]) -> int:
+    """How many tokens all texts begin with, leaving every text at least its last one; 0 for a single text."""
+    if len(token_ids) < 2:
+        return 0
+    first, last = min(token_ids), max(token_ids)  # in lexicographic order: all others begin alike where these two do
+    most = min(map(len, token_ids)) - 1
+    return next((position for position in range(most) if first[position] != last[position]), most)
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:

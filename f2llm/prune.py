@@ -45,23 +45,12 @@ def importance_scores(model: Embedder, texts: list[str]) -> Importance:
         hook = lambda _module, inputs, number=number: record(f"mlp{number}", inputs[0])  # noqa: E731
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(hook))
     try:
-        _forward_without_padding(model, texts)
+        model.embed(model.tokenize(texts))
     finally:
         for handle in handles:
             handle.remove()
     mlp = [squares[f"mlp{number}"].sqrt() for number in range(len(layers))]
     return Importance(hidden=squares["hidden"].sqrt(), mlp=mlp)
-
-
-def _forward_without_padding(model: Embedder, texts: list[str]) -> None:
-    """Texts of equal length together, so that no padding token counts."""
-    by_length: dict[int, list[list[int]]] = {}
-    for ids in model.tokenize(texts):
-        by_length.setdefault(len(ids), []).append(ids)
-    for length, rows in sorted(by_length.items()):
-        step = max(1, model.token_budget // length)
-        for start in range(0, len(rows), step):
-            model.model(input_ids=torch.tensor(rows[start : start + step], device=model.model.device), use_cache=False)
 
 
 def keep_highest(scores: Tensor, count: int) -> Tensor:

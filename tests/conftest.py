@@ -123,8 +123,15 @@ def small_store(tmp_path_factory):
 def tiny_training(config):
     """Stage 2 of the default size, with batches of four and without a limit of steps."""
     small = {"global_batch_size": 4, "epochs": 2, "max_steps": 0, "cap_per_source": 0, "max_tokens": 24}
+    small |= {"validate_every": 0, "validation_rows": 0}
     negatives = HardNegatives(retrieval=2, clustering=2, classification=1)
     return replace(config.stage2, hard_negatives=negatives, warmup_steps=2, instructions=True, **small)
+
+
+@pytest.fixture(scope="session")
+def machine(config):
+    """One thread, packs so small that a batch of four tuples takes several."""
+    return replace(config.machine, threads=1, token_budget=60, activation_tokens=1000)
 
 
 # The embedded corpus, read once -----------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from conftest import SENTENCES
 from transformers import AutoTokenizer
 
-from f2llm.model import Embedder, micro_batches, prompted
+from f2llm.model import Embedder, prompted
 
 TEXTS = ["a", *SENTENCES, "", "fox", "lazy dog " * 40]  # the last one is longer than max_tokens
 
@@ -92,16 +92,6 @@ def test_the_saved_tokenizer_appends_eos_by_itself(embedder, tmp_path):
     embedder.save(tmp_path / "model")
     saved = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert saved(TEXTS, truncation=True, max_length=embedder.max_tokens)["input_ids"] == embedder.tokenize(TEXTS)
-
-
-def test_micro_batches_hold_every_row_once_within_the_budget():
-    lengths = np.random.default_rng(0).integers(1, 40, size=200).tolist()
-    batches = list(micro_batches([*lengths, 500], token_budget=100))
-    assert sorted(row for rows in batches for row in rows) == list(range(201))
-    assert batches[-1] == [200], "one text beyond the budget goes alone"
-    assert all(len(rows) * max(lengths[row] for row in rows) <= 100 for rows in batches[:-1])
-    assert len(batches) < 100, "vacuous: texts do not share batches"
-    assert list(micro_batches([], token_budget=100)) == []
 
 
 # Encoding ---------------------------------------------------------------------------------------

@@ -1,0 +1,183 @@
+"""Causal attention over texts that lie in one row without padding: no text sees another, and no pad is computed.
+
+T tokens of all texts of a pack, N texts, H query heads, K key-value heads, E dimensions of a head, P tokens of a
+shared prefix. Registered with transformers as "packed"; it reads the texts' boundaries from the keyword arguments of
+the model's forward pass. Three ways to the same numbers: an operator on CPU, torch's varlen attention on Ampere and
+newer in half precision, and torch's SDPA text by text everywhere else.
+"""
+
+import inspect
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed"
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+# One opaque operator with its own backward, so that torch.compile neither traces the loop over texts nor
+# recompiles when the lengths change.
+@torch.library.custom_op("f2llm::packed_attention", mutates_args=())
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(output (T, H, E), logsumexp of the scores (T, H)) of causal attention within each text.
+
+    query (T, H, E), key and value (T, K, E); boundaries (N + 1), int32: first token of each text and T.
+    Neighbours of equal length go through one call, so short sorted texts cost as little as a padded batch.
+    """
+    outputs, sums = [], []
+    for tokens, count, length in _runs(boundaries):
+        parts = (_by_text(tensor[tokens], count, length) for tensor in (query, key, value))
+        output, logsumexp = _flash_cpu(*parts, 0.0, True, scale=scale)
+        outputs.append(_by_token(output))
+        sums.append(_by_token(logsumexp))
+    return torch.cat(outputs), torch.cat(sums)
+
+
+@torch.library.custom_op("f2llm::packed_attention_backward", mutates_args=())
+def packed_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor,
+    boundaries: Tensor, longest: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key and value, in their shapes."""
+    grads = []
+    for tokens, count, length in _runs(boundaries):
+        parts = [_by_text(tensor[tokens], count, length) for tensor in (grad, query, key, value, output)]
+        sums = _by_text(logsumexp[tokens], count, length)
+        grads.append([_by_token(part) for part in _flash_cpu_backward(*parts, sums, 0.0, True, scale=scale)])
+    return tuple(torch.cat(parts) for parts in zip(*grads))
+
+
+def _runs(boundaries: Tensor) -> Iterator[tuple[slice, int, int]]:
+    """(tokens, number of texts, their length) of each run of neighbours of equal length."""
+    ends = boundaries.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    first = 0
+    for text in range(1, len(lengths) + 1):
+        if text == len(lengths) or lengths[text] != lengths[first]:
+            yield slice(ends[first], ends[text]), text - first, lengths[first]
+            first = text
+
+
+def _by_text(tensor: Tensor, count: int, length: int) -> Tensor:
+    """(tokens, heads, ...) -> (texts, heads, length, ...), a view."""
+    return tensor.unflatten(0, (count, length)).transpose(1, 2)
+
+
+def _by_token(tensor: Tensor) -> Tensor:
+    """(texts, heads, length, ...) -> (tokens, heads, ...)."""
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
+@packed_attention.register_fake
+def _(query, key, value, boundaries, longest, scale):
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(
+        query.shape[:2], dtype=torch.float32
+    )
+
+
+@packed_attention_backward.register_fake
+def _(grad, query, key, value, output, logsumexp, boundaries, longest, scale):
+    return tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    *tensors, boundaries, longest, scale = inputs
+    ctx.save_for_backward(*tensors, *output, boundaries)
+    ctx.longest, ctx.scale = longest, scale
+
+
+def _backward(ctx, grad, _):
+    tensors = ctx.saved_tensors
+    grads = packed_attention_backward(grad.contiguous(), *tensors, ctx.longest, ctx.scale)
+    return *grads, None, None, None
+
+
+packed_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def attention_by_text(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float) -> Tensor:
+    """The output of `packed_attention` by torch's SDPA, which every device has."""
+    runs = list(_runs(boundaries))
+    sizes = [count * length for _, count, length in runs]
+    outputs = []
+    for (_, count, length), *parts in zip(runs, *(tensor.split(sizes) for tensor in (query, key, value))):
+        parts = [_by_text(part, count, length) for part in parts]
+        outputs.append(_by_token(F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)))
+    return torch.cat(outputs)
+
+
+# The options of varlen_attn changed from release to release: ask for what this one has.
+_VARLEN = inspect.signature(varlen_attn).parameters
+_CAUSAL = {"window_size": (-1, 0)} if "window_size" in _VARLEN else {"is_causal": True}
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in _VARLEN else {}
+
+
+def attention_varlen(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float):
+    """The output of `packed_attention` by torch's flash attention: CUDA from Ampere, half precision."""
+    if not _GROUPED and query.shape[1] != key.shape[1]:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scaling = {"scale": scale} if "scale" in _VARLEN else {}
+    options = _CAUSAL | _GROUPED | scaling
+    return varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options)
+
+
+def attend_to_prefix(
+    query: Tensor, output: Tensor, logsumexp: Tensor, key: Tensor, value: Tensor, scale: float
+) -> Tensor:
+    """`packed_attention`'s output as if every text began with the same prefix. CPU only.
+
+    query, output (T, H, E), logsumexp (T, H); key, value (P, K, E) of the prefix. Softmax over two sets of keys is
+    the average of the softmaxes over each, weighted by the sums of their exponentials.
+    """
+    parts = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+    before, before_logsumexp = _flash_cpu(*parts, 0.0, False, scale=scale)
+    weight = torch.sigmoid(_by_token(before_logsumexp) - logsumexp).unsqueeze(-1)  # (T, H, 1)
+    return torch.lerp(output, _by_token(before), weight.to(output.dtype))
+
+
+def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=None, max_length_q=None,
+           prefix=None, record=None, **others) -> tuple[Tensor, None]:  # fmt: skip
+    """What transformers calls in every layer: query (1, H, T, E), key and value (1, K, T, E) -> (1, T, H, E).
+
+    cu_seq_lens_q: boundaries (N + 1); max_length_q: the longest text. record: a dictionary that receives
+    {layer: (key, value)}; prefix: one that was recorded, which stands before every text.
+    """
+    if cu_seq_lens_q is None:  # a plain padded batch: transformers has built its mask
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, E)
+    if record is not None:
+        record[module.layer_idx] = key, value
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(query.device):
+        output = attention_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling)
+    elif query.device.type == "cpu":
+        output, logsumexp = packed_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling)
+        if prefix is not None:
+            output = attend_to_prefix(query, output, logsumexp, *prefix[module.layer_idx], scaling)
+    else:
+        output = attention_by_text(query, key, value, cu_seq_lens_q, scaling)
+    return output.unsqueeze(0), None
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Ampere (compute capability 8) or newer."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+NO_MASK = {"full_attention": None, "sliding_attention": None}  # as attention_mask: boundaries say it all, build none
+# What selective recomputation keeps.
+COSTLY = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.f2llm.packed_attention.default]
+if hasattr(torch.ops.torch_attn, "_varlen_attn"):
+    COSTLY.append(torch.ops.torch_attn._varlen_attn.default)
