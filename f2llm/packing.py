@@ -55,9 +55,9 @@ def fill(lengths: list[int], token_budget: int, rows: Iterable[int]) -> Iterator
 
 
 def make_pack(rows: list[int], token_ids: list[list[int]]) -> Pack:
-    """One pack of texts that have a token or more."""
+    """One pack of texts that have a token or more; rows may be fewer: an empty pack is one text that is no row."""
     lengths = torch.tensor([len(ids) for ids in token_ids])
-    boundaries = torch.zeros(len(rows) + 1, dtype=torch.int32)
+    boundaries = torch.zeros(len(token_ids) + 1, dtype=torch.int32)
     boundaries[1:] = lengths.cumsum(0)
     input_ids = torch.tensor([token for ids in token_ids for token in ids]).unsqueeze(0)
     starts = boundaries[:-1].long().repeat_interleave(lengths)

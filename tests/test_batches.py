@@ -1,5 +1,6 @@
 """Homogeneous batches as a pure function of (seed, step), and what each batch holds."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -54,28 +55,35 @@ def test_seeds_and_epochs_differ(batches, small_store, tiny_training):
     assert epochs[0] != epochs[1]
 
 
-def test_an_epoch_visits_every_row_at_most_once_and_all_but_a_remainder(batches, small_store):
-    size = batches.training.global_batch_size
+def test_an_epoch_visits_every_usable_row_exactly_once(batches, small_store):
     for epoch in range(2):
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         seen = Counter(plain(text) for step in steps for text in queries(batches[step]))
         assert set(seen.values()) == {1}
         for name, table in small_store.tables.items():
             met = sum(text.startswith(f"{name} ") for text in seen)
-            usable = len(table) - (name == "pairs")  # one row of 'pairs' has too few negatives
-            assert met == usable - usable % size
+            assert met == len(table) - (name == "pairs")  # one row of 'pairs' has too few negatives
     assert "pairs query 3" not in seen
 
 
-def test_the_remainder_of_one_epoch_is_met_in_another(small_store, tiny_training):
-    batches = HomogeneousBatches(small_store, replace(tiny_training, epochs=8), seed=0, stage1=False)
-    seen = {plain(text) for step in range(len(batches)) for text in queries(batches[step])}
-    assert len(seen) == sum(map(len, small_store.tables.values())) - 1
+def test_the_last_batch_of_a_source_is_smaller_and_repeats_nothing(batches, small_store):
+    sizes = {name: [] for name in small_store.tables}
+    for batch in (batches[step] for step in range(batches.per_epoch)):
+        assert len(set(batch.rows)) == len(batch.rows) == len(batch.query)
+        sizes[batch.source].append(len(batch.rows))
+    assert sorted(sizes["tense"]) == [2, 4, 4, 4] and sorted(sizes["pairs"])[:2] == [3, 4], "vacuous: nothing is left"
+    assert all(sorted(found)[1] == 4 for found in sizes.values())
+
+
+def test_a_source_smaller_than_a_batch_is_one_batch_of_its_own(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, global_batch_size=24), seed=0, stage1=False)
+    sizes = Counter((batches[step].source, len(batches[step].rows)) for step in range(batches.per_epoch))
+    assert sizes["kinds", 20] == sizes["tense", 14] == sizes["code", 24] == sizes["code", 2] == 1
 
 
 def test_sources_are_met_in_proportion_to_their_size(batches, small_store):
     met = Counter(batches[step].source for step in range(batches.per_epoch))
-    assert met == {name: (len(table) - (name == "pairs")) // 4 for name, table in small_store.tables.items()}
+    assert met == {name: math.ceil((len(table) - (name == "pairs")) / 4) for name, table in small_store.tables.items()}
     order = [batches[step].source for step in range(batches.per_epoch)]
     assert order != sorted(order), "vacuous: sources come one after the other"
 
@@ -103,9 +111,44 @@ def test_the_cap_keeps_the_same_rows_of_a_source_in_every_epoch(small_store, tin
     assert seen != {plain(text) for step in range(len(other)) for text in queries(other[step])}
 
 
-def test_a_source_without_one_full_batch_is_an_error(small_store, tiny_training):
-    with pytest.raises(ValueError, match=r"\['kinds', 'tense'\] have fewer usable rows.*24.*leave_out"):
-        HomogeneousBatches(small_store, replace(tiny_training, global_batch_size=24), seed=0, stage1=False)
+def test_a_source_without_a_usable_row_is_an_error(small_store, tiny_training):
+    many = replace(tiny_training, hard_negatives=HardNegatives(retrieval=2, clustering=4, classification=2))
+    with pytest.raises(ValueError, match=r"\['kinds', 'tense'\] have no row with as many hard negatives.*leave_out"):
+        HomogeneousBatches(small_store, many, seed=0, stage1=False)
+
+
+def test_a_source_of_one_row_is_a_batch_of_one(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, cap_per_source=1), seed=0, stage1=False)
+    assert batches.per_epoch == 4
+    assert [len(batches[step].rows) for step in range(4)] == [1] * 4
+
+
+# Validation -------------------------------------------------------------------------------------
+
+
+def test_withheld_rows_and_their_passages_are_never_trained_on(small_store, tiny_training):
+    plan = replace(tiny_training, validate_every=1, validation_rows=3)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    withheld = {batch.source: batch for batch in batches.validation()}
+    assert {name: len(batch.rows) for name, batch in withheld.items()} == {
+        "pairs": 3,
+        "code": 2,
+        "kinds": 2,
+        "tense": 1,
+    }
+    for batch in (batches[step] for step in range(batches.per_epoch)):
+        held = withheld[batch.source]
+        assert not set(held.rows) & set(batch.rows)
+        if batch.task == "retrieval":
+            known = {plain(held.texts[row]) for row in held.passage}
+            assert not known & {plain(batch.texts[row]) for row in batch.passage}
+    again = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    assert [batch.texts for batch in again.validation()] == [batch.texts for batch in withheld.values()]
+
+
+def test_nothing_is_withheld_without_validation(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, replace(tiny_training, validation_rows=3), seed=0, stage1=False)
+    assert list(batches.validation()) == []
 
 
 # Contents ---------------------------------------------------------------------------------------
@@ -117,7 +160,7 @@ def test_a_batch_holds_one_source_with_its_own_passages_and_negatives(batches, s
     for batch in (batches[step] for step in range(batches.per_epoch)):
         rows = {row["query"]: row for row in small_store.tables[batch.source].to_pylist()}
         wanted = batches.num_negatives(batch.source)
-        assert batch.hard_negatives.shape == (4, wanted)
+        assert batch.hard_negatives.shape == (len(batch.rows), wanted)
         for position, query in enumerate(queries(batch)):
             row = rows[plain(query)]
             own = [documents[negative] for negative in row["negatives"]]

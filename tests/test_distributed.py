@@ -1,0 +1,128 @@
+"""Two processes over gloo = one process: losses, gradients, trained weights, replicated and sharded."""
+
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from conftest import ROOT, write_small_store
+from safetensors.torch import load_file
+
+from f2llm import distributed
+from f2llm.batches import HomogeneousBatches
+from f2llm.model import Embedder
+from f2llm.train import compute_losses
+from f2llm.tuples import TupleStore
+
+
+@pytest.fixture(scope="module")
+def folder(_session_model, tokenizer, tmp_path_factory):
+    """A model, a teacher with other weights, and a store."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for seed, name in enumerate(("model", "teacher")):
+        model = copy.deepcopy(_session_model)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        Embedder(model, tokenizer, max_tokens=24).save(folder / name)
+    write_small_store(folder / "store")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(folder, tmp_path_factory):
+    """Where two processes left their results."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(Path(ranks.__file__)), str(folder), str(out), str(ROOT / "params.yaml")]
+    path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env={**os.environ, **path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("name", ranks.SETTINGS)
+def test_losses_and_gradients_of_two_processes_are_those_of_one(folder, of_two, name):
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    losses, expected = ranks.gradients(folder, training, machine, ranks.SETTINGS[name])
+    theirs = load_file(of_two / f"{name}.safetensors")
+    for key, loss in losses.items():
+        assert theirs.pop(f"loss.{key}").item() == pytest.approx(loss, rel=1e-5)
+    assert theirs.keys() == expected.keys() and len(expected) > 10
+    largest = max(grad.abs().max() for grad in expected.values())
+    assert largest > 0.01, "vacuous: no gradient"
+    for key, grad in expected.items():
+        assert (theirs[key] - grad).abs().max() / largest < 1e-5, key
+
+
+def plain_gradients(folder, training):
+    """Oracle: every text embedded at once, one loss, one backward."""
+    model, teacher = (Embedder.load(folder / name, training=True) for name in ("model", "teacher"))
+    model.max_tokens = teacher.max_tokens = training.max_tokens
+    batches = HomogeneousBatches(TupleStore(folder / "store", mined=None), training, seed=0, stage1=False)
+    batch = next(batches[step] for step in range(batches.per_epoch) if batches[step].source == "pairs")
+    token_ids = model.tokenize(batch.texts)
+    target = teacher.embed(token_ids).detach() if training.distillation_weight else None
+    losses = compute_losses(model.embed(token_ids), batch, training, target)
+    sum(losses.values()).backward()
+    return {key: loss.item() for key, loss in losses.items()}, {n: p.grad for n, p in model.model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ranks.SETTINGS)
+def test_gradient_caching_equals_the_plain_step(folder, name):
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    setting = ranks.SETTINGS[name]
+    losses, cached = ranks.gradients(folder, training, machine, setting)
+    of_method = {key: value for key, value in setting.items() if hasattr(training, key)}
+    expected_losses, expected = plain_gradients(folder, replace(training, **of_method))
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    largest = max(grad.abs().max() for grad in expected.values())
+    for key, grad in expected.items():
+        assert (cached[key] - grad).abs().max() / largest < 1e-5, key
+
+
+def test_the_gradient_of_queries_only_is_another_one(folder):
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    full, query_only = (ranks.gradients(folder, training, machine, ranks.SETTINGS[n]) for n in ("plain", "query_only"))
+    assert full[0] == query_only[0], "the loss is the same"
+    assert (full[1]["norm.weight"] - query_only[1]["norm.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["trained", "trained_sharded"])
+def test_weights_trained_by_two_processes_are_those_of_one(folder, of_two, tmp_path, name):
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    expected, validation = ranks.trained(folder, training, machine, tmp_path)
+    before = Embedder.load(folder / "model").model.state_dict()
+    theirs = load_file(of_two / f"{name}.safetensors")
+    assert max((expected[key] - before[key]).abs().max() for key in expected) > 1e-4, "vacuous: nothing was learned"
+    for key, weight in expected.items():
+        torch.testing.assert_close(theirs[key], weight, rtol=1e-3, atol=2e-5, msg=key)
+    assert (of_two / name / "step-00000003" / "manifest.json").exists()
+    lines = (of_two / name / "validation.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(validation) > 10
+
+
+def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
+    """A checkpoint of sharded training is whole: here one process restores it."""
+    from f2llm.checkpoint import latest, restore
+    from f2llm.optimizer import build_optimizer
+
+    training, _ = ranks.plans(ROOT / "params.yaml")
+    states = {}
+    for name in ("trained", "trained_sharded"):
+        model = Embedder.load(folder / "model", training=True)
+        optimizer = build_optimizer(model.model, training)
+        weights, moments, state = restore(latest(of_two / name))
+        distributed.set_whole_state(model.model, optimizer, weights, moments)
+        assert state["step"] == 3
+        assert {value["step"].item() for value in optimizer.state.values()} == {3}
+        states[name] = [value["exp_avg"] for value in optimizer.state.values()]
+    assert max(moment.abs().max() for moment in states["trained"]) > 1e-4, "vacuous: no moments"
+    for one, other in zip(*states.values()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
