@@ -8,15 +8,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def require_writable(folders: list[Path], free_mib: int) -> None:
@@ -49,12 +51,12 @@ def whole_folder(path: Path):
     path = Path(path)
     new, old = (path.with_name(f".{path.name}.{state}") for state in ("writing", "old"))
     try:
-        with _clear_errors(path):
+        with clear_errors(path):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
-        with _clear_errors(path, under=new):
+        with clear_errors(path, under=new):
             yield new
-        with _clear_errors(path):
+        with clear_errors(path):
             for file in (*new.rglob("*"), new):
                 _flush(file)
             shutil.rmtree(old, ignore_errors=True)
@@ -68,18 +70,30 @@ def whole_folder(path: Path):
 
 
 @contextmanager
-def _clear_errors(path: Path, under: Path | None = None):
-    """An OSError about `path` says what was to be written and what to do; one about another file passes."""
+def clear_errors(path: Path, under: Path | None = None):
+    """An error of the disk about `path` says what was to be written and what to do; any other passes.
+
+    under: where the block writes; an error about a file elsewhere passes, unless the disk is full.
+    """
     try:
         yield
-    except OSError as error:
-        elsewhere = under and error.filename and not Path(str(error.filename)).is_relative_to(under)
-        if elsewhere and error.errno != errno.ENOSPC:
+    except Exception as error:
+        number, file = _system_error(error), getattr(error, "filename", None)
+        elsewhere = under and file and not Path(str(file)).is_relative_to(under)
+        if number is None or (elsewhere and number != errno.ENOSPC):
             raise
         raise RuntimeError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is kept. "
+            f"cannot write {path}: {os.strerror(number)}; what was there before is kept. "
             "remedy: free disk space, or make the folder writable"
         ) from error
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's number of an error; safetensors and tokenizers have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found and int(found[1]) in DISK_ERRORS else None
 
 
 def _flush(file: Path) -> None:
@@ -97,16 +111,17 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
 def save(folder: Path, step: int, weights: dict[str, Tensor], moments: dict[str, Tensor], state: dict, keep: int = 2):
-    """Write the checkpoint of a step: complete or invisible. The `keep` newest stay."""
+    """Write the checkpoint of a step: complete or invisible. The `keep` newest until this step stay."""
+    folder = Path(folder)
     with whole_folder(_path(folder, step)) as new:
         for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", moments)):
-            with _disk_errors():
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, new / name)
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, new / name)
         (new / "state.json").write_text(json.dumps({"step": step, **state}))
-        facts = {name: {"bytes": (new / name).stat().st_size, "sha256": sha256(new / name)} for name in FILES}
-        (new / "manifest.json").write_text(json.dumps(facts, indent=1))
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(_path(folder, old), ignore_errors=True)
+        files = {name: {"bytes": (new / name).stat().st_size, "sha256": sha256(new / name)} for name in FILES}
+        (new / "manifest.json").write_text(json.dumps({"training": folder.name, "files": files}, indent=1))
+    older = [other for other in steps(folder) if other <= step]  # a later one was not whole: it is no replacement
+    for left in [*folder.glob(".step-*"), *(_path(folder, other) for other in older[:-keep])]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
@@ -128,8 +143,8 @@ def restore(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
 
 def steps(folder: Path) -> list[int]:
     """Steps of which there are checkpoints, in order."""
-    found = (path.name.removeprefix("step-") for path in Path(folder).glob("step-*") if path.is_dir())
-    return sorted(int(name) for name in found if name.isdigit())
+    names = (path.name for path in Path(folder).glob("step-*") if path.is_dir())
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8,}", name))
 
 
 def _path(folder: Path, step: int) -> Path:
@@ -139,7 +154,10 @@ def _path(folder: Path, step: int) -> Path:
 def _fault(path: Path) -> str:
     """What is wrong with a checkpoint, '' if nothing."""
     try:
-        facts = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["training"] != path.parent.name:
+            return f"it belongs to {manifest['training']}"
+        facts = manifest["files"]
         for name in FILES:
             size = (path / name).stat().st_size
             if size != facts[name]["bytes"]:
@@ -162,22 +180,13 @@ def sha256(file: Path) -> str:
 
 
 @contextmanager
-def _disk_errors():
-    """safetensors reports a full disk or a folder without rights as its own error: make it the system's."""
-    try:
-        yield
-    except SafetensorError as error:
-        code = errno.ENOSPC if "No space" in str(error) or "os error 28" in str(error) else errno.EIO
-        raise OSError(code, str(error)) from error
-
-
-@contextmanager
 def alone_in(folder: Path):
     """No other training uses this folder while the block runs; the system releases it when the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(blocking=False)
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
     except Timeout:
         raise RuntimeError(
             f"another training works in {folder}; remedy: wait for it or stop it, two would overwrite each other"
@@ -192,20 +201,24 @@ def keyed_folder(parent: Path, name: str, facts: dict[str, dict]) -> Path:
     """parent/name-<hash of facts>, with the facts in it; says what is different from other folders of that name."""
     text = json.dumps(facts, indent=1, sort_keys=True)
     folder = parent / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    for other in sorted(parent.glob(f"{name}-????????????")):
-        if other != folder and not folder.exists() and not (other / "finished").exists() and steps(other):
+    others = [] if folder.exists() else sorted(parent.glob(f"{name}-????????????"))
+    for other in others:
+        if steps(other) and not (other / "finished").exists():
             try:
-                changed = _differences(json.loads((other / "facts.json").read_text()), facts)
-            except (OSError, ValueError):
+                changed = _differences(json.loads((other / "facts.json").read_text()), json.loads(text))
+            except (OSError, ValueError, AttributeError):
                 changed = ["facts.json, which cannot be read"]
             print(
                 f"{name} starts anew: an interrupted training in {other} had other {', '.join(changed)}. "
                 "It goes on if they are put back; otherwise the folder can be deleted",
                 flush=True,
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "facts.json").exists():
-        (folder / "facts.json").write_text(text)
+    with clear_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "facts.json").exists():
+            whole = folder / f".facts.json.{os.getpid()}"
+            whole.write_text(text)
+            whole.rename(folder / "facts.json")
     return folder
 
 
@@ -221,7 +234,15 @@ def _differences(old: dict, new: dict, where: str = "") -> list[str]:
     return found
 
 
+def mark_finished(folder: Path) -> None:
+    """The model of this training is in place: `clear_finished` may remove the folder."""
+    with clear_errors(folder):
+        (folder / "finished").touch()
+
+
 def clear_finished(parent: Path) -> None:
     """Remove the folders of trainings whose models are in place."""
     for mark in Path(parent).glob("*/finished"):
+        for checkpoint in mark.parent.glob("step-*"):  # before the mark: half a folder must not look interrupted
+            shutil.rmtree(checkpoint, ignore_errors=True)
         shutil.rmtree(mark.parent, ignore_errors=True)

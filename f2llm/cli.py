@@ -9,6 +9,7 @@ import typer
 from .checkpoint import clear_finished, require_writable
 from .config import load_config, read_yaml, resolve, root, write_config
 from .notebook import code_of, execute, write_html
+from .plan import check, slurm_script, torchrun_line
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
@@ -58,6 +59,19 @@ def run(
     if reading_copy:
         reading_copy.parent.mkdir(parents=True, exist_ok=True)
         write_html(executed, reading_copy, with_code=False)
+
+
+@app.command()
+def plan(
+    stage: Annotated[str, typer.Argument(help="stage1, stage2 or distill")],
+    nodes: Annotated[int, typer.Option(help="machines")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs, and so processes, of each machine")] = 1,
+    slurm: Annotated[bool, typer.Option(help="a script for sbatch instead of a line")] = False,
+    hours: Annotated[int, typer.Option(help="time limit of the Slurm job")] = 24,
+) -> None:
+    """What to type to train a stage on several GPUs and machines: the same result as on one."""
+    check(stage, nodes, gpus)
+    print(slurm_script(stage, nodes, gpus, hours) if slurm else torchrun_line(stage, nodes, gpus))
 
 
 @app.command()

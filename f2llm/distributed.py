@@ -82,6 +82,12 @@ def shard(model: nn.Module, half: torch.dtype | None) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def wants_shards(asked: bool) -> bool:
+    """Whether machine.shard or accelerate's configuration (distributed_type: FSDP) ask for it, among several."""
+    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return (asked or by_accelerate) and num_ranks() > 1
+
+
 def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 

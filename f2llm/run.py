@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .checkpoint import clear_errors
 from .config import Config
 
 PARTS = ("hard_negative", "in_batch", "distill")
@@ -124,7 +125,8 @@ class Run:
     def _add(self, rows: list[dict], file: str, row: dict) -> None:
         rows.append(row)
         if self.folder and not self.quiet:
-            with (self.folder / file).open("a", newline="", encoding="utf-8") as opened:
+            path, mode = self.folder / file, "w" if len(rows) == 1 else "a"  # w: a killed process may have left one
+            with clear_errors(path), path.open(mode, newline="", encoding="utf-8") as opened:
                 writer = csv.DictWriter(opened, fieldnames=list(row))
                 if len(rows) == 1:
                     writer.writeheader()
@@ -132,9 +134,10 @@ class Run:
 
     def _rewrite(self, file: str, rows: list[dict]) -> None:
         if self.folder and not self.quiet:
-            (self.folder / file).unlink(missing_ok=True)
-            if rows:
-                _write(self.folder / file, rows)
+            with clear_errors(self.folder / file):
+                (self.folder / file).unlink(missing_ok=True)
+                if rows:
+                    _write(self.folder / file, rows)
 
 
 def _write(path: Path, rows: list[dict]) -> None:

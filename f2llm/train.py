@@ -26,10 +26,9 @@ from .losses import distillation_loss, hard_negative_loss, matryoshka, matryoshk
 from .model import Embedder
 from .optimizer import build_optimizer, learning_rate
 from .packing import Pack, fill, make_pack, share_out
+from .plan import STAGES
 from .run import Run
 from .tuples import TupleStore
-
-STAGES = ("stage1", "stage2", "distill")
 
 
 def train(
@@ -319,7 +318,8 @@ def run_stage(stage: str, config: Config) -> None:
     teacher_path = Path("models/stage2") if stage == "distill" else None
     teacher = Embedder.load(teacher_path, machine.token_budget) if teacher_path else None
     if stage == "distill":
-        Path("models/distilled").mkdir(parents=True, exist_ok=True)  # also when the family has no students
+        with checkpoint.clear_errors(Path("models/distilled")):
+            Path("models/distilled").mkdir(parents=True, exist_ok=True)  # also when the family has no students
     for start, out in inputs_and_outputs(stage, config):
         name = stage if stage != "distill" else f"distill {out.name}"
         inputs = [start] + ([teacher_path] if teacher_path else [])
@@ -343,7 +343,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
         model.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
         model.compile()
-    if machine.shard and distributed.num_ranks() > 1:
+    if distributed.wants_shards(machine.shard):
         distributed.shard(model.model, model.half)
     return model
 
@@ -355,7 +355,7 @@ def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: li
         with checkpoint.whole_folder(out) as folder:
             model.write(folder, weights)
             run.write(folder, config, inputs, {"processes": distributed.num_ranks(), "machine": asdict(config.machine)})
-        (run.folder / "finished").touch()
+        checkpoint.mark_finished(run.folder)
     distributed.wait_for_all()
 
 

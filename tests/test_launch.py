@@ -105,3 +105,59 @@ def test_freed_memory_is_kept_in_the_child_only(module, capfd):
     launch(module("import os; print(os.environ['MALLOC_TRIM_THRESHOLD_'])"))
     assert int(capfd.readouterr().out) > 2**30
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
+# Several processes ------------------------------------------------------------------------------
+
+FAILS_ON_ONE = """
+import os, time, torch
+from f2llm import distributed, train
+
+def run_stage(stage, config):
+    distributed.start()
+    with open(f"pid{distributed.rank()}", "w") as file:
+        file.write(str(os.getpid()))
+    distributed.wait_for_all()
+    if distributed.rank() == 1:
+        raise ValueError("the texts of process one are gone")
+    distributed.wait_for_all()  # for ever: the other one will not come
+
+train.run_stage, train.load_config = run_stage, lambda size: None
+train.main()
+"""
+
+
+def test_an_error_in_one_process_ends_all_within_a_minute_and_is_the_one_shown(module, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"exit code 1: error of process 1: the texts of process one are gone$"):
+        launch(module(FAILS_ON_ONE), "stage1", nproc=2)
+    assert time.monotonic() - started < 60
+    processes = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
+    assert wait_until(lambda: not any(runs(process) for process in processes))
+
+
+SEVERAL_THAT_SLEEP = """
+import os, time
+from f2llm.launch import die_with_parent
+die_with_parent()
+with open("part" + os.environ["RANK"], "w") as file:
+    file.write(str(os.getpid()))
+os.rename("part" + os.environ["RANK"], "pid" + os.environ["RANK"])
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_several_processes_end_when_the_notebooks_kernel_is_killed(module, tmp_path):
+    name, root = module(SEVERAL_THAT_SLEEP), str(Path(__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {root!r}); from f2llm.launch import launch; launch({name!r}, nproc=2)"
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
+    try:
+        assert wait_until(lambda: all((tmp_path / f"pid{rank}").exists() for rank in (0, 1)), seconds=60)
+        processes = [int((tmp_path / f"pid{rank}").read_text()) for rank in (0, 1)]
+        assert all(map(runs, processes)), "vacuous: they ended before their parent"
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    assert wait_until(lambda: not any(map(runs, processes)), seconds=60)

@@ -43,6 +43,8 @@ def imported(code: str, package: str) -> set[str]:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {module} if module.startswith("f2llm") else set()
+            if module == "f2llm":  # from . import a_module
+                found |= {f"f2llm.{alias.name}" for alias in node.names if path_of(f"f2llm.{alias.name}").exists()}
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
             found.add(node.args[0].value)
     return found
