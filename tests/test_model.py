@@ -8,7 +8,7 @@ import torch
 from conftest import SENTENCES
 from transformers import AutoTokenizer
 
-from f2llm.model import Embedder, prompted
+from f2llm.model import Embedder, common_prefix, prompted
 
 TEXTS = ["a", *SENTENCES, "", "fox", "lazy dog " * 40]  # the last one is longer than max_tokens
 
@@ -125,6 +125,63 @@ def test_no_texts_give_no_rows(embedder):
 def test_a_dim_the_model_does_not_have_is_an_error(embedder, dim):
     with pytest.raises(ValueError, match=f"dim is {dim}, but .* 32 dimensions"):
         embedder.encode(["fox"], dim=dim)
+
+
+def test_what_all_texts_begin_with_is_computed_once_and_changes_nothing(embedder, monkeypatch):
+    embedder.max_tokens = 60
+    texts, computed = ["fox", "dog", "a lazy dog jumps", "", *SENTENCES], []
+    plain = embedder.embed_pack
+
+    def counted(part, *rest, **options):
+        computed.append(part)
+        return plain(part, *rest, **options)
+
+    monkeypatch.setattr(embedder, "embed_pack", counted)
+    shared = embedder.encode(texts, instruction="Find the same animal in another language, please.")
+    tokens = sum(part.num_tokens for part in computed)
+    computed.clear()
+    monkeypatch.setattr("f2llm.model.WORTH_SHARING", 10**9)
+    whole = embedder.encode(texts, instruction="Find the same animal in another language, please.")
+    assert tokens < 0.6 * sum(part.num_tokens for part in computed), "vacuous: nothing was shared"
+    np.testing.assert_allclose(shared, whole, atol=1e-5)
+
+
+def test_the_common_prefix_leaves_every_text_a_token():
+    assert common_prefix([[1, 2, 3, 9], [1, 2, 4, 9], [1, 2, 3, 8]]) == 2
+    assert common_prefix([[1, 2], [1, 2], [1, 2]]) == 1
+    assert common_prefix([[1, 2, 9], [1, 2]]) == 1
+    assert common_prefix([[1, 2], [2, 1]]) == common_prefix([[1, 2, 3]]) == common_prefix([[9], [9]]) == 0
+
+
+def test_one_text_instead_of_a_list_is_an_error(embedder):
+    with pytest.raises(ValueError, match="single text 'fox'; remedy: a list"):
+        embedder.encode("fox")
+
+
+# Tokenizers that others would stumble over ------------------------------------------------------
+
+
+def test_a_tokenizer_without_eos_is_an_error(embedder):
+    tokenizer = copy.deepcopy(embedder.tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match=r"tokenizer has no EOS token.*remedy: set eos_token"):
+        Embedder(embedder.model, tokenizer, max_tokens=24)
+
+
+def test_a_pad_token_that_is_eos_changes_nothing(embedder):
+    """As in Qwen3's base models: what is real follows from lengths, never from a token."""
+    expected = embedder.encode(TEXTS)
+    embedder.tokenizer = copy.deepcopy(embedder.tokenizer)
+    embedder.tokenizer.pad_token = embedder.tokenizer.eos_token
+    np.testing.assert_array_equal(embedder.encode(TEXTS), expected)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(embedder, tmp_path):
+    embedder.tokenizer = copy.deepcopy(embedder.tokenizer)
+    embedder.tokenizer.add_tokens([f"<extra {number}>" for number in range(9)])
+    embedder.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"tokenizer has \d+ tokens, but the model only 320; remedy"):
+        Embedder.load(tmp_path / "model")
 
 
 # Folders ----------------------------------------------------------------------------------------

@@ -14,7 +14,17 @@ from f2llm.config import HardNegatives, Shape
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
 from f2llm.model import Embedder
 from f2llm.run import Run
-from f2llm.train import accumulate_gradients, compute_losses, inputs_and_outputs, prepare, run_stage, train
+from f2llm.train import (
+    accumulate_gradients,
+    ahead,
+    compute_losses,
+    inputs_and_outputs,
+    num_kept,
+    prepare,
+    run_stage,
+    train,
+    validate,
+)
 from f2llm.tuples import read_arrow, write_arrow
 
 
@@ -158,7 +168,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(embedder, bat
         teacher.model.norm.weight[0] = torch.nan
     before = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
     plan = replace(tiny_training, distillation_weight=1.0)
-    with pytest.raises(RuntimeError, match=f"step 1, source {batches[0].source}: .*nan.*remedy: a lower learning_rate"):
+    rows = ", ".join(map(str, batches[0].rows))
+    expected = (
+        f"step 1, source {batches[0].source}: .*nan.*no step was taken.*rows: {rows}.*remedy: a lower learning_rate"
+    )
+    with pytest.raises(RuntimeError, match=expected):
         train(embedder, batches, plan, run_of(batches), machine, teacher)
     assert same_weights(embedder, before)
 
@@ -200,3 +214,108 @@ def test_a_stage_leaves_a_model_its_log_and_its_provenance(embedder, config, tin
         assert {"torch", "transformers"} <= facts["versions"].keys()
         assert Embedder.load(folder).max_tokens == plan.max_tokens
     assert not same_weights(Embedder.load("models/stage1"), Embedder.load("models/stage2"))
+
+
+# Ready-made work --------------------------------------------------------------------------------
+
+
+def test_work_ahead_comes_in_order_and_an_error_reaches_the_caller():
+    assert list(ahead(lambda number: number**2, range(10))) == [number**2 for number in range(10)]
+    begun = []
+    stream = ahead(lambda number: begun.append(number) or 1 / (3 - number), range(9))
+    assert next(stream) == pytest.approx(1 / 3)
+    with pytest.raises(ZeroDivisionError):
+        list(stream)
+    assert max(begun) <= 6, "no more than a few items ahead"
+
+
+def test_activations_are_kept_for_the_last_packs_that_fit():
+    lengths, groups = [4, 4, 6, 6, 9], [[0, 1], [2, 3], [4]]  # packs of 8, 12 and 9 tokens
+    assert [num_kept(lengths, groups, tokens) for tokens in (1, 9, 20, 21, 28, 29)] == [1, 1, 1, 2, 2, 3]
+    assert num_kept(lengths, [], 100) == 0
+
+
+def test_tokens_are_counted_as_packed_and_as_padded(embedder, batches, machine):
+    batch = batch_of(batches, "pairs")
+    work = prepare(embedder, batch, machine)
+    lengths = [len(ids) for ids in embedder.tokenize(batch.texts)]
+    longest = max(lengths)
+    assert work.tokens()["tokens"] == sum(lengths) == sum(part.num_tokens for part in work.packs)
+    assert work.tokens()["padded_tokens"] == len(batch.rows) * (2 + batch.hard_negatives.shape[1]) * longest
+    embedder.max_tokens = longest
+    assert prepare(embedder, batch, machine).tokens()["cut_texts"] == lengths.count(longest) > 0
+
+
+def test_a_text_without_tokens_is_an_error_with_source_and_rows(embedder, batches, machine):
+    batch = batch_of(batches, "code")
+    batch = replace(batch, texts=[*batch.texts[:-1], ""])
+    with pytest.raises(ValueError, match=r"source code: the text '' has no tokens \(rows \d+, .*remedy: remove it"):
+        prepare(embedder, batch, machine)
+
+
+# Validation -------------------------------------------------------------------------------------
+
+
+def test_validation_measures_every_source_at_every_dim(embedder, small_store, tiny_training, machine):
+    embedder.max_tokens = 60  # shorter, texts would be cut to equal ones
+    plan = replace(tiny_training, validate_every=1, validation_rows=4)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    rows = list(validate(embedder, batches, plan, machine))
+    dims = matryoshka_dims(32, plan.matryoshka_min_dim)
+    assert {(row["source"], row["dim"]) for row in rows} == {(name, dim) for name in SMALL_SOURCES for dim in dims}
+    for batch in batches.validation():
+        embeddings = embedder.embed(embedder.tokenize(batch.texts)).detach()
+        for dim in dims:
+            row = next(row for row in rows if (row["source"], row["dim"]) == (batch.source, dim))
+            cosine = torch.nn.functional.cosine_similarity
+            right, losses = [], []
+            for number, query in enumerate(embeddings[batch.query, :dim]):
+                own = embeddings[batch.passage[number], :dim]
+                others = [embeddings[text, :dim] for text in batch.hard_negatives[number]]
+                in_batch = [
+                    embeddings[text, :dim]
+                    for text, group in zip(batch.passage, batch.group)
+                    if batch.task == "retrieval" and group != batch.group[number]
+                ]
+                scores = [cosine(query, other, dim=0) for other in [*others, *in_batch]]
+                right.append(all(cosine(query, own, dim=0) > score for score in scores))
+                for negatives in (others, in_batch) if batch.task == "retrieval" else (others,):
+                    logits = torch.stack([cosine(query, text, dim=0) for text in [own, *negatives]]) / plan.temperature
+                    losses.append(-logits.log_softmax(0)[0])
+            assert row["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-4)
+            assert row["loss"] == pytest.approx(sum(losses).item() / len(right), rel=1e-3)
+    assert len({row["accuracy"] for row in rows}) > 2, "vacuous: all accuracies are alike"
+
+
+def test_validating_changes_nothing_that_is_trained(embedder, small_store, tiny_training, machine):
+    plan = replace(tiny_training, max_steps=4, validate_every=1, validation_rows=4)
+    models = []
+    for every in (1, 4):
+        model = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+        batches = HomogeneousBatches(small_store, replace(plan, validate_every=every), seed=0, stage1=False)
+        run = run_of(batches)
+        train(model, batches, replace(plan, validate_every=every), run, machine)
+        models.append(model)
+        assert len({row["step"] for row in run.validation}) == 4 / every
+    assert same_weights(*models)
+
+
+# Wrong inputs -----------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_is_narrower_than_its_student_is_an_error_before_any_step(embedder, batches, machine):
+    small = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    small.model.config.hidden_size = 16
+    plan = replace(batches.training, distillation_weight=1.0)
+    run = run_of(batches)
+    with pytest.raises(ValueError, match="embeddings have 16 dimensions, fewer than the student's 32; remedy"):
+        train(embedder, batches, plan, run, machine, small)
+    assert run.rows == []
+
+
+def test_a_teacher_with_another_tokenizer_is_an_error(embedder, batches, machine):
+    from f2llm.backbone import train_tokenizer
+
+    other = Embedder(copy.deepcopy(embedder.model), train_tokenizer(["another text"], vocab=262), embedder.max_tokens)
+    with pytest.raises(ValueError, match="different tokenizers; remedy"):
+        train(embedder, batches, batches.training, run_of(batches), machine, other)
