@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test lint format lab clean
+.PHONY: help repro test bench lint format lab clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,10 @@ repro: .venv/installed  ## the whole pipeline on the configured size, then the r
 
 test: .venv/installed  ## all tests
 	@python -m pytest
+
+bench: .venv/installed  ## speed and memory on this CPU, side by side (half an hour), then the README's table
+	@for name in training encode matryoshka memory distillation; do python -m benchmarks.$$name || exit 1; done
+	@python -m benchmarks.table
 
 lint: .venv/installed  ## style of code and notebooks; notebooks without outputs
 	@python -m ruff check . && python -m ruff format --check .

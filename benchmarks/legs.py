@@ -21,7 +21,16 @@ from f2llm.batches import Batch
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka
 
 SHAPE = {"hidden": 256, "layers": 6, "query_heads": 8, "key_value_heads": 4, "head": 64, "mlp": 768, "vocab": 16384}
-SMALL_SHAPE = {**SHAPE, "hidden": 64, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head": 16, "mlp": 128}
+SMALL_SHAPE = {
+    **SHAPE,
+    "hidden": 64,
+    "layers": 2,
+    "query_heads": 4,
+    "key_value_heads": 2,
+    "head": 16,
+    "mlp": 128,
+    "vocab": 512,
+}
 QUERY, PASSAGE = (20, 60), (80, 400)  # tokens: 10th and 90th percentile of a lognormal law
 MAX_TOKENS = 1024
 HARD_NEGATIVES = 7
@@ -114,6 +123,14 @@ def draw_batch(size: int, tokenizer: PreTrainedTokenizerFast, random: np.random.
     every = np.arange(size)
     batch = Batch("random", "retrieval", every, texts, every, rows[:, 0], rows[:, 1:], group=every)
     return TokenBatch(batch, tokenizer(texts)["input_ids"])
+
+
+def useful_flops(shape: dict[str, int], token_ids: list[list[int]]) -> float:
+    """Of forward and backward pass without pads and without computing anything twice."""
+    width, keys = (shape[heads] * shape["head"] for heads in ("query_heads", "key_value_heads"))
+    layer = shape["hidden"] * (2 * width + 2 * keys + 3 * shape["mlp"])  # weights of its matrices
+    tokens, squares = sum(map(len, token_ids)), sum(len(ids) ** 2 for ids in token_ids)
+    return 6.0 * shape["layers"] * (layer * tokens + width * squares)  # causal attention: half the square
 
 
 # The loss and the end of a step -----------------------------------------------------------------

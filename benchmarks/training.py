@@ -34,6 +34,7 @@ from benchmarks.legs import (
     draw_batch,
     new_model,
     sentence_transformers_step,
+    useful_flops,
     word_tokenizer,
 )
 from f2llm.config import load_config
@@ -128,7 +129,7 @@ def measure(names: list[str], batches: list[TokenBatch], warm_up: TokenBatch, se
     for number in range(len(batches)):
         for same in ([SHIPPED, WITHOUT_PADS, PACKED, OURS], [CACHED, BY_TEXT]):
             gate({name: outcomes[name][number] for name in same if name in names} or {"none": (1.0, 1.0)})
-    work = [useful_flops(settings["shape"], batch) for batch in batches]
+    work = [useful_flops(settings["shape"], batch.token_ids) for batch in batches]
     return {
         name: {
             "cpu_seconds": seconds[name],
@@ -145,15 +146,6 @@ def padding(name: str, batch: TokenBatch) -> float:
     """Share of pads in what a leg computes."""
     computed = {SHIPPED: batch.padding, WITHOUT_PADS: batch.padding, CACHED: batch.padding_by_column}
     return computed[name]() if name in computed else 0.0
-
-
-def useful_flops(shape: dict[str, int], batch: TokenBatch) -> float:
-    """Of forward and backward pass without pads and without computing anything twice."""
-    width = shape["query_heads"] * shape["head"]
-    keys = shape["key_value_heads"] * shape["head"]
-    layer = shape["hidden"] * (2 * width + 2 * keys + 3 * shape["mlp"])  # weights of its matrices
-    squares = sum(len(ids) ** 2 for ids in batch.token_ids)
-    return 6.0 * shape["layers"] * (layer * batch.num_tokens + width * squares)  # causal: half the square
 
 
 def main(words: list[str] | None = None) -> dict:
@@ -181,7 +173,8 @@ def main(words: list[str] | None = None) -> dict:
         laws = {"query_tokens": QUERY, "passage_tokens": PASSAGE, "max_tokens": MAX_TOKENS}
         facts = {**settings, **laws, "hard_negatives": HARD_NEGATIVES, "wall_seconds": time.monotonic() - began}
         legs = {f"batch{size}_{name}": leg for size, legs in measured.items() for name, leg in legs.items()}
-        print(write("training_cpu", {"settings": facts, "ratios": ratios, "legs": legs, "remarks": REMARKS}))
+        remarks = " ".join(REMARKS.split())
+        print(write("training_cpu", {"settings": facts, "ratios": ratios, "legs": legs, "remarks": remarks}))
     return ratios
 
 

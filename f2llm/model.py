@@ -95,9 +95,12 @@ class Embedder:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text: cut to max_tokens - 1, then exactly one EOS."""
         options = {"add_special_tokens": False, "truncation": True, "max_length": self.max_tokens - 1}
-        with self._tokenizing:
-            ids = self.tokenizer(texts, **options)["input_ids"]
-        return [[*tokens, self.tokenizer.eos_token_id] for tokens in ids]
+        ids = []
+        for start in range(0, len(texts), 1024):  # what a tokenizer finds beside ids takes a hundred bytes a token
+            with self._tokenizing:
+                found = self.tokenizer(texts[start : start + 1024], **options)["input_ids"]
+            ids += [[*tokens, self.tokenizer.eos_token_id] for tokens in found]
+        return ids
 
     def embed(self, token_ids: list[list[int]]) -> Tensor:
         """Un-normalised embeddings (N, D) in the order given, with gradient where it is enabled."""

@@ -49,7 +49,8 @@ def train(
     model.model.train()
     for work in ahead(lambda step: prepare(model, batches[step], machine), range(first, len(batches))):
         step = len(run.rows) + 1
-        losses = accumulate_gradients(model, work, config, teacher)
+        target = embed_without_gradient(teacher, work) if teacher and config.distillation_weight else None
+        losses = accumulate_gradients(model, work, config, target)
         grad_norm = clip_gradients(model, config.max_grad_norm)
         require_finite(step, work, losses, grad_norm)
         rate = learning_rate(step - 1, len(batches), config)
@@ -137,10 +138,11 @@ def ahead(make: Callable, items: Iterable, depth: int = 2) -> Iterator:
 
 
 def accumulate_gradients(
-    model: Embedder, work: Work, config: Training, teacher: Embedder | None = None
+    model: Embedder, work: Work, config: Training, target: Tensor | None = None
 ) -> dict[str, float]:
     """Weighted losses of a batch by name; their gradients are added to the parameters'.
 
+    target (texts, at least D): the teacher's embeddings.
     Gradient caching: all texts are embedded, the loss gives the gradient of every embedding, and each pack goes
     through the model once more to carry its part back, unless its activations were kept. So loss and
     gradients do not depend on what fits into memory. Source: Gao et al. 2021, arXiv 2101.06983.
@@ -151,7 +153,6 @@ def accumulate_gradients(
         with torch.set_grad_enabled(number >= first_kept):
             outputs.append(model.embed_pack(pack)[: len(pack.rows)])
     embeddings = distributed.gather(_cat(outputs, model), work.shares).requires_grad_()  # (texts, D)
-    target = embed_without_gradient(teacher, work) if teacher and config.distillation_weight else None
     losses = compute_losses(embeddings, work.batch, config, target)
     sum(losses.values()).backward()
     gradient = embeddings.grad  # (texts, D)
@@ -353,6 +354,7 @@ def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: li
     weights, _ = distributed.whole_state(model.model, None)
     if distributed.rank() == 0:
         with checkpoint.whole_folder(out) as folder:
+            model.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
             model.write(folder, weights)
             run.write(folder, config, inputs, {"processes": distributed.num_ranks(), "machine": asdict(config.machine)})
         checkpoint.mark_finished(run.folder)

@@ -15,7 +15,7 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives, read_yaml, resolve
 from f2llm.model import Embedder
 from f2llm.run import Run
-from f2llm.train import accumulate_gradients, prepare, train, validate
+from f2llm.train import accumulate_gradients, embed_without_gradient, prepare, train, validate
 from f2llm.tuples import TupleStore
 
 SETTINGS = {
@@ -51,7 +51,8 @@ def gradients(folder: Path, training, machine, setting: dict):
     batches = HomogeneousBatches(TupleStore(folder / "store", mined=None), training, seed=0, stage1=False)
     batch = next(batches[step] for step in range(batches.per_epoch) if batches[step].source == "pairs")
     work = prepare(model, batch, machine)
-    losses = accumulate_gradients(model, work, training, teacher)
+    target = embed_without_gradient(teacher, work) if training.distillation_weight else None
+    losses = accumulate_gradients(model, work, training, target)
     grads = {
         name: (weight.grad.full_tensor() if hasattr(weight.grad, "full_tensor") else weight.grad).clone()
         for name, weight in model.model.named_parameters()

@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, matryoshka
+from benchmarks import encode, harness, legs, matryoshka, training
+from f2llm.losses import matryoshka_dims
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -75,3 +77,81 @@ def test_the_matryoshka_legs_do_the_same_work():
     outcomes = {name: leg() for name, leg in matryoshka.make_legs(matryoshka.QUICK).items()}
     assert tuple(outcomes) == matryoshka.LEGS
     harness.gate(outcomes)
+
+
+# Training and encoding --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program, names",
+    [
+        (training, set(training.GOALS)),
+        (encode, {"vs_sentence_transformers", "shared_instruction"}),
+    ],
+)
+def test_the_quick_runs_end_well_and_write_nothing(program, names, capsys):
+    before = {path: path.stat().st_mtime_ns for path in harness.RESULTS.glob("*")}
+    ratios = program.main(["--quick"])
+    assert json.loads(capsys.readouterr().out) == ratios
+    assert ratios.keys() == names
+    for name, values in ratios.items():
+        assert all(math.isfinite(values[part]) and values[part] > 0 for part in ("min", "median", "max")), name
+        assert 0 <= values["padding"] < 1
+    assert {path: path.stat().st_mtime_ns for path in harness.RESULTS.glob("*")} == before
+
+
+@pytest.fixture(scope="module")
+def token_batch():
+    return legs.draw_batch(2, legs.word_tokenizer(legs.SMALL_SHAPE["vocab"]), np.random.default_rng(0))
+
+
+def test_texts_follow_their_law_and_end_with_eos():
+    tokenizer, random = legs.word_tokenizer(512), np.random.default_rng(0)
+    token_ids = tokenizer(legs.draw_texts(legs.PASSAGE, 2000, 512, random))["input_ids"]
+    lengths = np.array([len(ids) for ids in token_ids])
+    assert np.quantile(lengths, [0.1, 0.9]) == pytest.approx(legs.PASSAGE, rel=0.1)
+    assert lengths.max() <= legs.MAX_TOKENS and {ids[-1] for ids in token_ids} == {tokenizer.eos_token_id}
+    assert not {tokenizer.pad_token_id, tokenizer.unk_token_id} & {token for ids in token_ids for token in ids}
+
+
+def test_padding_is_the_share_of_pads_in_what_is_computed(token_batch):
+    lengths = [len(ids) for ids in token_batch.token_ids]
+    assert len(lengths) == 2 * (2 + legs.HARD_NEGATIVES)
+    assert token_batch.padding() == pytest.approx(1 - sum(lengths) / (len(lengths) * max(lengths)))
+    pairs = [lengths[:2], *zip(lengths[2:10], lengths[10:])]  # a column: both queries, both passages ...
+    by_column = 1 - sum(lengths) / sum(2 * max(pair) for pair in pairs)
+    assert token_batch.padding_by_column() == pytest.approx(by_column)
+    _, mask = legs.pad(token_batch.token_ids, 0)
+    assert mask.sum(1).tolist() == lengths and (mask == 0).float().mean() == pytest.approx(token_batch.padding())
+
+
+def test_useful_flops_count_weights_and_the_causal_half_of_attention():
+    shape = {"hidden": 3, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head": 5, "mlp": 7, "vocab": 11}
+    weights = 3 * 20 + 2 * 3 * 10 + 20 * 3 + 3 * 3 * 7
+    attention = 2 * 2 * 20 * (6**2 + 2**2) / 2  # scores and their sums of values
+    assert legs.useful_flops(shape, [[0] * 6, [0] * 2]) == 3 * 2 * (2 * weights * 8 + attention)
+
+
+def test_the_authors_step_is_the_same_with_and_without_checkpointing_and_pads_in_attention(token_batch):
+    dims = matryoshka_dims(legs.SMALL_SHAPE["hidden"], legs.MIN_DIM)
+    outcomes = {}
+    for attention in ("sdpa", legs.UNPADDED):
+        for checkpointing in (True, False):
+            step = legs.authors_step(legs.new_model(legs.SMALL_SHAPE), dims, attention, checkpointing)
+            outcomes[f"{attention} {checkpointing}"] = step(token_batch)
+            outcomes[f"{attention} {checkpointing}, second step"] = step(token_batch)
+    firsts = {name: values for name, values in outcomes.items() if "second" not in name}
+    harness.gate(firsts)
+    harness.gate({name: values for name, values in outcomes.items() if "second" in name})
+    assert outcomes["sdpa True"][0] > outcomes["sdpa True, second step"][0]  # it has learnt
+
+
+def test_embeddings_that_differ_or_have_no_length_are_an_error():
+    unit = np.eye(3, dtype=np.float32)
+    encode.require_equal({"one": unit, "other": unit + 1e-6})
+    with pytest.raises(RuntimeError, match=r"'one' and 'other' are .* apart"):
+        encode.require_equal({"one": unit, "other": unit + 1e-4})
+    with pytest.raises(RuntimeError, match="apart"):
+        encode.require_equal({"one": unit, "other": unit * np.nan})
+    with pytest.raises(RuntimeError, match="nothing to compare"):
+        encode.require_equal({"one": 0 * unit, "other": 0 * unit})

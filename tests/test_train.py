@@ -18,6 +18,7 @@ from f2llm.train import (
     accumulate_gradients,
     ahead,
     compute_losses,
+    embed_without_gradient,
     inputs_and_outputs,
     num_kept,
     prepare,
@@ -117,7 +118,8 @@ def test_a_model_learns_nothing_from_itself_as_its_teacher(embedder, batches, ti
 def test_no_gradient_reaches_the_teacher(embedder, batches, tiny_training, machine):
     teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
     plan = replace(tiny_training, distillation_weight=1.0)
-    accumulate_gradients(embedder, prepare(embedder, batches[0], machine), plan, teacher)
+    work = prepare(embedder, batches[0], machine)
+    accumulate_gradients(embedder, work, plan, embed_without_gradient(teacher, work))
     assert any(parameter.grad is not None for parameter in embedder.model.parameters()), "vacuous: no gradient at all"
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
 

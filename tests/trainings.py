@@ -149,10 +149,8 @@ def work(order: dict) -> None:
             train.main()
         except SystemExit as end:
             (folder,) = Path("scratch/train").iterdir()
-            print(
-                f"exit code {end.code}, whole: {checkpoint.latest(folder)}, filled: {Path('scratch/filler').exists()}"
-            )
-        Path("scratch/filler").unlink()
+            print(f"exit code {end.code}, whole: {checkpoint.latest(folder)}")
+        Path("scratch/filler").unlink()  # there, or nothing was filled
     train.main()
 
 

@@ -1,0 +1,51 @@
+"""The results of all benchmarks as one table in README.md, between its two marks.
+
+python -m benchmarks.table
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks.harness import RESULTS, ROOT
+
+MARKS = ("<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->")
+NAMES = ("training_cpu", "encode_cpu", "matryoshka_cpu", "memory_cpu", "distillation_cpu", "gpu")
+
+
+def lines(folder: Path = RESULTS) -> list[str]:
+    """The table in Markdown; a benchmark without a result file is said to be not run."""
+    table = ["| benchmark | ratio | against | min | median | max | goal |", "|---|---|---|---|---|---|---|"]
+    where = []
+    for name in NAMES:
+        path = Path(folder) / f"{name}.json"
+        if not path.exists():
+            kind = "not run on a GPU" if name == "gpu" else "not run"
+            table.append(f"| {name} | {kind} | | | | | |")
+            continue
+        result = json.loads(path.read_text())
+        where.append(f"{name} {result['date']}")
+        machine = result["hardware"]
+        for ratio, found in result["ratios"].items():
+            goal = "" if found["goal"] is None else f"{found['goal']}{' missed' * (found['median'] < found['goal'])}"
+            padding = f"; {found['padding']:.0%} padding" if found.get("padding") else ""
+            figures = " | ".join(f"{found[key]:.2f}" for key in ("min", "median", "max"))
+            table.append(f"| {name} | `{ratio}` | {found['against']}{padding} | {figures} | {goal} |")
+    if where:
+        kind = machine.get("gpu") or f"{machine['cpu']}, one thread"
+        table += ["", f"Measured: {', '.join(where)}; {kind}."]
+    return table
+
+
+def main() -> None:
+    """Rewrite the part of README.md between the marks."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    if any(mark not in text for mark in MARKS):
+        raise ValueError(f"README.md lacks the marks {MARKS}; remedy: put both lines where the table belongs")
+    before, rest = text.split(MARKS[0], 1)
+    after = rest.split(MARKS[1], 1)[1]
+    path.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines()) + f"\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
