@@ -285,6 +285,7 @@ def _typed(hint, value, where: str):
     return value
 
 
+TRAINING_STAGES = ("stage1", "stage2", "distill")
 TASKS = ("retrieval", "clustering", "classification")
 _CHOICES = {
     "backbone.source": ("embedded",),
@@ -333,7 +334,7 @@ def _check_values(config: Config) -> None:
             )
     _check_shapes(config)
     _check_mining(config.mine)
-    for section in ("stage1", "stage2", "distill"):
+    for section in TRAINING_STAGES:
         _check_training(getattr(config, section), section, config)
 
 

@@ -3,7 +3,7 @@
 Checked here: the lines on CPU processes of one machine. Not run: a GPU, a second machine, a Slurm cluster.
 """
 
-STAGES = ("stage1", "stage2", "distill")
+from .config import TRAINING_STAGES
 
 SLURM = """#!/bin/bash
 #SBATCH --job-name=f2llm-{stage}
@@ -28,8 +28,8 @@ srun --kill-on-bad-exit=1 .venv/bin/python -m torch.distributed.run \\
 
 def check(stage: str, nodes: int, gpus: int) -> None:
     """A ValueError for what no cluster can run."""
-    if stage not in STAGES:
-        raise ValueError(f"stage is {stage!r}, but only these train: {', '.join(STAGES)}")
+    if stage not in TRAINING_STAGES:
+        raise ValueError(f"stage is {stage!r}, but only these train: {', '.join(TRAINING_STAGES)}")
     if nodes < 1 or gpus < 1:
         raise ValueError(f"nodes is {nodes} and gpus is {gpus}, but both must be 1 or more")
 

@@ -20,13 +20,12 @@ from torch import Tensor
 
 from . import checkpoint, distributed
 from .batches import Batch, HomogeneousBatches
-from .config import Config, Machine, Training, load_config
+from .config import TRAINING_STAGES, Config, Machine, Training, load_config
 from .launch import die_with_parent
 from .losses import distillation_loss, hard_negative_loss, matryoshka, matryoshka_dims, matryoshka_in_batch_loss
 from .model import Embedder
 from .optimizer import build_optimizer, learning_rate
 from .packing import Pack, fill, make_pack, share_out
-from .plan import STAGES
 from .run import Run
 from .tuples import TupleStore
 
@@ -391,7 +390,7 @@ CODE = ("attention", "batches", "distributed", "losses", "model", "optimizer", "
 def main() -> None:
     """Train a stage; an error ends this process, and its launcher ends the others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=TRAINING_STAGES)
     parser.add_argument("--size", help="another size than params.yaml's")
     arguments = parser.parse_args()
     die_with_parent()

@@ -5,11 +5,11 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from f2llm.config import read_yaml
-from f2llm.plan import STAGES, check, slurm_script, torchrun_line
+from f2llm.config import TRAINING_STAGES, read_yaml
+from f2llm.plan import check, slurm_script, torchrun_line
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
 def test_the_line_starts_as_many_processes_as_gpus_on_every_machine(stage):
     alone, many = torchrun_line(stage, nodes=1, gpus=8), torchrun_line(stage, nodes=4, gpus=8)
     assert "--standalone --nproc-per-node=8" in alone and alone.endswith(f"-m f2llm.train {stage}")
