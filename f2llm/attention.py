@@ -1,22 +1,24 @@
 """Causal attention over texts that lie in one row without padding: no text sees another, and no pad is computed.
 
-T tokens of all texts of a pack, N texts, H query heads, K key-value heads, E dimensions of a head, P tokens of a
-shared prefix. Registered with transformers as "packed"; it reads the texts' boundaries from the keyword arguments of
-the model's forward pass. Three ways to the same numbers: an operator on CPU, torch's varlen attention on Ampere and
+T tokens of all texts of a pack, N texts, Q queries, H query heads, K key-value heads, E dimensions of a head, P tokens
+of a shared prefix. Registered with transformers as "packed"; it reads the texts' boundaries from the keyword arguments
+of the model's forward pass. Three ways to the same numbers: an operator on CPU, torch's varlen attention on Ampere and
 newer in half precision, and torch's SDPA text by text everywhere else.
 """
 
 import inspect
 from collections.abc import Iterator
 from itertools import pairwise
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Model
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 NAME = "packed"
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -29,15 +31,17 @@ _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(output (T, H, E), logsumexp of the scores (T, H)) of causal attention within each text.
+    """(output (Q, H, E), logsumexp of the scores (Q, H)) of causal attention within each text.
 
-    query (T, H, E), key and value (T, K, E); boundaries (N + 1), int32: first token of each text and T.
-    Neighbours of equal length go through one call, so short sorted texts cost as little as a padded batch.
+    query (Q, H, E), key and value (T, K, E); boundaries (N + 1), int32: first token of each text and T. There is a
+    query for every token (Q = T) or for the last one of every text (Q = N). Neighbours of equal length go
+    through one call, so short sorted texts cost as little as a padded batch.
     """
     outputs, sums = [], []
-    for tokens, count, length in _runs(boundaries):
-        parts = (_by_text(tensor[tokens], count, length) for tensor in (query, key, value))
-        output, logsumexp = _flash_cpu(*parts, 0.0, True, scale=scale)
+    causal = len(query) == len(key)
+    for asking, tokens, count in _runs(boundaries, len(query)):
+        parts = (_by_text(tensor, count) for tensor in (query[asking], key[tokens], value[tokens]))
+        output, logsumexp = _flash_cpu(*parts, 0.0, causal, scale=scale)
         outputs.append(_by_token(output))
         sums.append(_by_token(logsumexp))
     return torch.cat(outputs), torch.cat(sums)
@@ -50,27 +54,30 @@ def packed_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value, in their shapes."""
     grads = []
-    for tokens, count, length in _runs(boundaries):
-        parts = [_by_text(tensor[tokens], count, length) for tensor in (grad, query, key, value, output)]
-        sums = _by_text(logsumexp[tokens], count, length)
-        grads.append([_by_token(part) for part in _flash_cpu_backward(*parts, sums, 0.0, True, scale=scale)])
+    causal = len(query) == len(key)
+    for asking, tokens, count in _runs(boundaries, len(query)):
+        parts = (grad[asking], query[asking], key[tokens], value[tokens], output[asking], logsumexp[asking])
+        parts = (_by_text(part, count) for part in parts)
+        grads.append([_by_token(part) for part in _flash_cpu_backward(*parts, 0.0, causal, scale=scale)])
     return tuple(torch.cat(parts) for parts in zip(*grads))
 
 
-def _runs(boundaries: Tensor) -> Iterator[tuple[slice, int, int]]:
-    """(tokens, number of texts, their length) of each run of neighbours of equal length."""
+def _runs(boundaries: Tensor, num_queries: int) -> Iterator[tuple[slice, slice, int]]:
+    """(queries, tokens, number of texts) of each run of neighbours of equal length."""
     ends = boundaries.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
+    every_token = num_queries == ends[-1]
     first = 0
     for text in range(1, len(lengths) + 1):
         if text == len(lengths) or lengths[text] != lengths[first]:
-            yield slice(ends[first], ends[text]), text - first, lengths[first]
+            tokens = slice(ends[first], ends[text])
+            yield tokens if every_token else slice(first, text), tokens, text - first
             first = text
 
 
-def _by_text(tensor: Tensor, count: int, length: int) -> Tensor:
-    """(tokens, heads, ...) -> (texts, heads, length, ...), a view."""
-    return tensor.unflatten(0, (count, length)).transpose(1, 2)
+def _by_text(tensor: Tensor, count: int) -> Tensor:
+    """(tokens, heads, ...) of `count` texts of equal length -> (texts, heads, length, ...), a view."""
+    return tensor.unflatten(0, (count, -1)).transpose(1, 2)
 
 
 def _by_token(tensor: Tensor) -> Tensor:
@@ -107,18 +114,20 @@ packed_attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 def attention_by_text(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float) -> Tensor:
     """The output of `packed_attention` by torch's SDPA, which every device has."""
-    runs = list(_runs(boundaries))
-    sizes = [count * length for _, count, length in runs]
-    outputs = []
-    for (_, count, length), *parts in zip(runs, *(tensor.split(sizes) for tensor in (query, key, value))):
-        parts = [_by_text(part, count, length) for part in parts]
-        outputs.append(_by_token(F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)))
+    outputs, causal = [], len(query) == len(key)
+    runs = list(_runs(boundaries, len(query)))
+    queries, tokens = ([part.stop - part.start for part in parts] for parts in list(zip(*runs))[:2])
+    for (_, _, count), *parts in zip(runs, query.split(queries), key.split(tokens), value.split(tokens)):
+        parts = (_by_text(part, count) for part in parts)
+        output = F.scaled_dot_product_attention(*parts, is_causal=causal, scale=scale, enable_gqa=True)
+        outputs.append(_by_token(output))
     return torch.cat(outputs)
 
 
 # The options of varlen_attn changed from release to release: ask for what this one has.
 _VARLEN = inspect.signature(varlen_attn).parameters
 _CAUSAL = {"window_size": (-1, 0)} if "window_size" in _VARLEN else {"is_causal": True}
+_FULL = {"window_size": (-1, -1)} if "window_size" in _VARLEN else {"is_causal": False}
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in _VARLEN else {}
 
 
@@ -127,9 +136,11 @@ def attention_varlen(query: Tensor, key: Tensor, value: Tensor, boundaries: Tens
     if not _GROUPED and query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    scaling = {"scale": scale} if "scale" in _VARLEN else {}
-    options = _CAUSAL | _GROUPED | scaling
-    return varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options)
+    options = _GROUPED | ({"scale": scale} if "scale" in _VARLEN else {})
+    if len(query) == len(key):
+        return varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options, **_CAUSAL)
+    one_each = torch.arange(len(boundaries), dtype=torch.int32, device=query.device)
+    return varlen_attn(query, key, value, one_each, boundaries, 1, longest, **options, **_FULL)
 
 
 def attend_to_prefix(
@@ -137,18 +148,18 @@ def attend_to_prefix(
 ) -> Tensor:
     """`packed_attention`'s output as if every text began with the same prefix. CPU only.
 
-    query, output (T, H, E), logsumexp (T, H); key, value (P, K, E) of the prefix. Softmax over two sets of keys is
+    query, output (Q, H, E), logsumexp (Q, H); key, value (P, K, E) of the prefix. Softmax over two sets of keys is
     the average of the softmaxes over each, weighted by the sums of their exponentials.
     """
     parts = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     before, before_logsumexp = _flash_cpu(*parts, 0.0, False, scale=scale)
-    weight = torch.sigmoid(_by_token(before_logsumexp) - logsumexp).unsqueeze(-1)  # (T, H, 1)
+    weight = torch.sigmoid(_by_token(before_logsumexp) - logsumexp).unsqueeze(-1)  # (Q, H, 1)
     return torch.lerp(output, _by_token(before), weight.to(output.dtype))
 
 
 def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=None, max_length_q=None,
            prefix=None, record=None, **others) -> tuple[Tensor, None]:  # fmt: skip
-    """What transformers calls in every layer: query (1, H, T, E), key and value (1, K, T, E) -> (1, T, H, E).
+    """What transformers calls in every layer: query (1, H, Q, E), key and value (1, K, T, E) -> (1, Q, H, E).
 
     cu_seq_lens_q: boundaries (N + 1); max_length_q: the longest text. record: a dictionary that receives
     {layer: (key, value)}; prefix: one that was recorded, which stands before every text.
@@ -167,6 +178,41 @@ def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=Non
     else:
         output = attention_by_text(query, key, value, cu_seq_lens_q, scaling)
     return output.unsqueeze(0), None
+
+
+def only_last_tokens(model: Qwen3Model) -> None:
+    """Let the model's last layer compute nothing but what the last token of every text needs, where asked to.
+
+    Keys and values are those of all tokens; queries, output projection and MLP of the last tokens only, since
+    nobody reads the others. Exact. A forward pass asks for it by `only_last=True`; then it gives (1, N, D).
+    """
+    layer = model.layers[-1]
+    layer.forward = MethodType(_forward, layer)
+
+
+def _forward(layer, hidden_states, *others, only_last=False, **kwargs):
+    if only_last:
+        return _of_last_tokens(layer, hidden_states, **kwargs)
+    return type(layer).forward(layer, hidden_states, *others, **kwargs)
+
+
+def _of_last_tokens(
+    layer, hidden_states, position_embeddings, cu_seq_lens_q, max_length_q, attention_mask=None, **kwargs
+):
+    """A decoder layer's output (1, N, D) for the last token of every text; hidden_states (1, T, D)."""
+    attention, last = layer.self_attn, cu_seq_lens_q[1:].long() - 1
+    normed = layer.input_layernorm(hidden_states)
+    heads = (-1, attention.head_dim)
+    key = attention.k_norm(attention.k_proj(normed).unflatten(-1, heads)).transpose(1, 2)
+    value = attention.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
+    query = attention.q_norm(attention.q_proj(normed[:, last]).unflatten(-1, heads)).transpose(1, 2)
+    cos, sin = position_embeddings  # (1, T, E)
+    key, _ = apply_rotary_pos_emb(key, key, cos, sin)
+    query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
+    boundaries = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+    output, _ = attend(attention, query, key, value, None, attention.scaling, **boundaries, **kwargs)
+    hidden_states = hidden_states[:, last] + attention.o_proj(output.flatten(2))
+    return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
 
 
 def has_flash_attention(device: torch.device) -> bool:

@@ -41,6 +41,7 @@ class Embedder:
         if max_tokens < 2:
             raise ValueError(f"max_tokens is {max_tokens}, but one token and EOS are the least: 2")
         model.set_attn_implementation(attention.NAME)
+        attention.only_last_tokens(model)
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.token_budget = max_tokens, token_budget
         self.half: torch.dtype | None = None
@@ -109,11 +110,14 @@ class Embedder:
         order = torch.tensor([row for part in packs for row in part.rows], device=embeddings.device)
         return embeddings[order.argsort()]
 
-    def embed_pack(self, part: Pack, prefix: dict | None = None, record: dict | None = None) -> Tensor:
+    def embed_pack(
+        self, part: Pack, prefix: dict | None = None, record: dict | None = None, every_token: bool = False
+    ) -> Tensor:
         """Un-normalised embeddings (N, D) of one pack, in its order.
 
         record receives the keys and values of every layer; prefix is such a record of tokens that stand
-        before every text (CPU only, see `attention.attend_to_prefix`).
+        before every text (CPU only, see `attention.attend_to_prefix`). every_token: compute also what no embedding
+        needs, for hooks that look at activations.
         """
         part = part.to(self.device)
         shift = len(next(iter(prefix.values()))[0]) if prefix else 0
@@ -121,10 +125,12 @@ class Embedder:
         if prefix is not None or record is not None:  # otherwise absent, for torch.compile
             kwargs |= {"prefix": prefix, "record": record}
         with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
+            positions = part.position_ids + shift
             output = self.model(
-                input_ids=part.input_ids, position_ids=part.position_ids + shift, use_cache=False, **kwargs
+                part.input_ids, position_ids=positions, only_last=not every_token, use_cache=False, **kwargs
             )
-        return output.last_hidden_state[0].index_select(0, part.boundaries[1:].long() - 1)
+        hidden = output.last_hidden_state[0]
+        return hidden[part.boundaries[1:].long() - 1] if every_token else hidden
 
     @torch.inference_mode()
     def encode(self, texts: list[str], instruction: str | None = None, dim: int | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from transformers import Qwen3Model
 
 from .config import Shape
 from .model import Embedder
+from .packing import pack
 
 
 @dataclass
@@ -45,7 +46,8 @@ def importance_scores(model: Embedder, texts: list[str]) -> Importance:
         hook = lambda _module, inputs, number=number: record(f"mlp{number}", inputs[0])  # noqa: E731
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(hook))
     try:
-        model.embed(model.tokenize(texts))
+        for part in pack(model.tokenize(texts), model.token_budget):
+            model.embed_pack(part, every_token=True)
     finally:
         for handle in handles:
             handle.remove()

@@ -53,6 +53,23 @@ def test_values_and_gradients_equal_softmax_attention_of_each_text_alone(lengths
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_one_query_a_text_gets_what_its_last_token_gets(lengths):
+    query, key, value = random_heads(sum(lengths))
+    boundaries, weights = boundaries_of(lengths), torch.randn(len(lengths), 4, 8)
+    last = boundaries[1:].long() - 1
+    expected = one_by_one(query, key, value, lengths, scale=0.3)[last]
+    expected_grads = torch.autograd.grad((expected * weights).sum(), (query, key, value))
+    for output in (
+        packed_attention(query[last], key, value, boundaries, max(lengths), 0.3)[0],
+        attention_by_text(query[last], key, value, boundaries, 0.3),
+    ):
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+        grads = torch.autograd.grad((output * weights).sum(), (query, key, value))
+        for ours, theirs in zip(grads, expected_grads):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_no_text_sees_another():
     query, key, value = (tensor.detach() for tensor in random_heads(10))
     boundaries = boundaries_of([4, 6])
