@@ -41,7 +41,7 @@ REMARKS = """\
 Random weights, bfloat16 matrix products, float32 weights and gradients. Seconds between CUDA events, all legs on the
 same batches. authors: one padded batch, full activation checkpointing, attention without pads (varlen), as flash
 attention does it there. mfu: useful FLOPs (6 x weights without the embedding table x useful tokens, and causal
-attention) per second over 989 TFLOP/s. Gate: first losses within 2 %, since bfloat16 rounds differently in every leg."""
+attention) per second over 989 TFLOP/s. Gate: first losses within 2 %: bfloat16 rounds differently in every leg."""
 
 
 def seconds_of(step: Callable[[], None]) -> float:

@@ -142,7 +142,7 @@ def contrastive_loss(embeddings: Tensor, batch: Batch, dims: list[int]) -> Tenso
     """The authors' two losses over every matryoshka prefix; embeddings (texts, D) in the order of batch.texts."""
     query, passage = embeddings[batch.query], embeddings[batch.passage]  # (B, D)
     hard_negatives = embeddings[batch.hard_negatives]  # (B, K, D)
-    positive = torch.arange(len(query))
+    positive = torch.arange(len(query), device=query.device)
 
     def hard(*prefixes):
         return hard_negative_loss(*prefixes, temperature=TEMPERATURE)
@@ -177,9 +177,9 @@ def authors_step(model: Qwen3Model, dims: list[int], attention: str = "sdpa", ch
     optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
 
     def step(batch: TokenBatch) -> tuple[float, float]:
-        ids, mask = pad(batch.token_ids, model.config.pad_token_id)
+        ids, mask = (tensor.to(model.device) for tensor in pad(batch.token_ids, model.config.pad_token_id))
         hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        embeddings = hidden[torch.arange(len(ids)), mask.sum(1) - 1]
+        embeddings = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
         return update(model, optimizer, contrastive_loss(embeddings, batch.batch, dims))
 
     return step

@@ -63,7 +63,8 @@ of pads in all positions that it computes. Loss and gradient norm of our and the
 every round. The loss of sentence-transformers is another sum (one softmax over passages and hard negatives together),
 which costs no time worth naming; its two legs are compared with each other. It pads each column by itself and, with
 mini-batches, embeds each text twice; 4 rows a column fill neither 8 nor 32. share_of_matmul: 6 x weights without
-the embedding table x useful tokens, and causal attention, per second, over the float32 matmul rate of that round."""
+the embedding table x useful tokens, and causal attention, per second, over the float32 matmul rate of that round. All
+legs are counted so, though ours computes the last layer for the last token of each text only."""
 
 
 def our_step(embedder: Embedder, compiled: bool, token_budget: int) -> Step:

@@ -3,6 +3,7 @@
 Arguments: folder with model, teacher and store; folder for results. Not a test itself.
 """
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,9 +88,13 @@ def main() -> None:
                 out / f"{name}.safetensors",
             )
     for name, shard in (("trained", False), ("trained_sharded", True)):
-        weights, _ = trained(folder, training, replace(machine, shard=shard), out / name)
-        if distributed.rank() == 0:
-            save_file({key: tensor.clone() for key, tensor in weights.items()}, out / f"{name}.safetensors")
+        for suffix in ("", "_resumed"):
+            if suffix and distributed.rank() == 0:  # as if killed after step 2
+                shutil.rmtree(out / name / "step-00000003")
+            distributed.wait_for_all()
+            weights, _ = trained(folder, training, replace(machine, shard=shard), out / name)
+            if distributed.rank() == 0:
+                save_file({key: tensor.clone() for key, tensor in weights.items()}, out / f"{name}{suffix}.safetensors")
     distributed.stop()
 
 

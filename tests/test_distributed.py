@@ -108,6 +108,15 @@ def test_weights_trained_by_two_processes_are_those_of_one(folder, of_two, tmp_p
     assert len(lines) == 1 + len(validation) > 10
 
 
+@pytest.mark.parametrize("name", ["trained", "trained_sharded"])
+def test_two_processes_go_on_from_their_checkpoint_to_the_same_weights(of_two, name):
+    whole, resumed = (load_file(of_two / f"{name}{suffix}.safetensors") for suffix in ("", "_resumed"))
+    assert whole.keys() == resumed.keys() and len(whole) > 10
+    assert all(torch.equal(weight, resumed[key]) for key, weight in whole.items())
+    rows = (of_two / name / "log.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3"]
+
+
 def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
     """A checkpoint of sharded training is whole: here one process restores it."""
     from f2llm.checkpoint import latest, restore
