@@ -161,7 +161,15 @@ class Embedder:
         return embeddings
 
     def compile(self) -> None:
-        """Fuse the element-wise work of every layer by torch.compile; a minute at the first steps, then faster."""
+        """Fuse the element-wise work of every layer by torch.compile; a minute at the first steps, then faster.
+
+        On a CPU torch calls a C++ compiler and does not quote the folder that it is installed in.
+        """
+        if self.device.type == "cpu" and " " in torch.__file__:
+            raise ValueError(
+                "machine.compile is true, but torch cannot compile for a CPU from a folder with spaces, "
+                f"{torch.__file__!r}; remedy: compile: false, or an environment elsewhere"
+            )
         for layer in self.model.layers:
             layer.compile(dynamic=True)
 

@@ -144,6 +144,7 @@ def test_a_plain_padded_call_of_the_model_is_right_too(embedder):
     torch.testing.assert_close(embedder.embed([ids])[0], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(" " in torch.__file__, reason="torch cannot compile for a CPU from a folder with spaces")
 def test_compiled_layers_give_the_same_embeddings_and_gradients(embedder):
     """One layer, so that the compiler's minute stays seconds."""
     embedder.model.layers = embedder.model.layers[:1]
@@ -160,6 +161,12 @@ def test_compiled_layers_give_the_same_embeddings_and_gradients(embedder):
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     for (name, mine), theirs in zip(compiled.named_parameters(), plain.parameters()):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_compiling_from_a_folder_with_spaces_is_an_error(embedder, monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/a folder/torch/__init__.py")
+    with pytest.raises(ValueError, match=r"folder with spaces, '/a folder/.*remedy: compile: false"):
+        embedder.compile()
 
 
 @pytest.mark.gpu

@@ -89,3 +89,17 @@ def test_tensorboard_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (720, "12 min"), (12_000, "3 h 20 min")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_tensorboard_gets_losses_and_validation(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run("stage9", num_steps=2, folder=tmp_path, tensorboard=True, print_every=1e9)
+    log(run, 1)
+    run.validate(1, [{"source": "pairs", "dim": 8, "loss": 1.5, "accuracy": 0.25}])
+    run.board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/in_batch")] == [2.0]
+    assert [event.value for event in events.Scalars("validation/pairs/8")] == [1.5]
