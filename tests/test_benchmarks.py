@@ -1,5 +1,6 @@
 """Benchmarks: their arithmetic, their check that legs agree, and small runs. No test depends on a time."""
 
+import importlib
 import json
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import encode, harness, legs, matryoshka, training
+from benchmarks.table import lines
 from f2llm.losses import matryoshka_dims
 
 
@@ -155,3 +157,34 @@ def test_embeddings_that_differ_or_have_no_length_are_an_error():
         encode.require_equal({"one": unit, "other": unit * np.nan})
     with pytest.raises(RuntimeError, match="nothing to compare"):
         encode.require_equal({"one": 0 * unit, "other": 0 * unit})
+
+
+# The others, small ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["distillation", "gpu"])
+def test_a_quick_run_ends_with_finite_ratios_and_writes_nothing(name, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.harness.write", lambda *_: pytest.fail("a quick run has written a result"))
+    ratios = importlib.import_module(f"benchmarks.{name}").main(["--quick"])
+    assert ratios and all(math.isfinite(found["median"]) and found["median"] > 0 for found in ratios.values())
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_memory_of_a_step_counts_its_tokens_and_not_the_way():
+    from benchmarks.memory import growth
+
+    cached, plain = growth(3, cached=True), growth(3, cached=False)
+    assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert cached["tokens"] == plain["tokens"] > 1000 and plain["growth_mib"] >= 0
+
+
+def test_the_table_names_what_was_missed_and_what_was_not_run(tmp_path):
+    found = {"min": 1.0, "median": 2.0, "max": 3.0, "against": "the other way"}
+    ratios = {"good": {**found, "goal": 1.5, "padding": 0.25}, "short": {**found, "goal": 6}}
+    result = {"date": "2026-11-22", "hardware": {"cpu": "A CPU"}, "ratios": ratios}
+    (tmp_path / "training_cpu.json").write_text(json.dumps(result))
+    table = lines(tmp_path)
+    assert "| training_cpu | `good` | the other way; 25% padding | 1.00 | 2.00 | 3.00 | 1.5 |" in table
+    assert "| training_cpu | `short` | the other way | 1.00 | 2.00 | 3.00 | 6 missed |" in table
+    assert "| gpu | not run on a GPU | | | | | |" in table
+    assert table[-1] == "Measured: training_cpu 2026-11-22; A CPU, one thread."
