@@ -88,7 +88,7 @@ def test_the_matryoshka_legs_do_the_same_work():
     "program, names",
     [
         (training, set(training.GOALS)),
-        (encode, {"vs_sentence_transformers", "shared_instruction"}),
+        (encode, {"vs_sentence_transformers", "vs_sentence_transformers_batch8", "shared_instruction"}),
     ],
 )
 def test_the_quick_runs_end_well_and_write_nothing(program, names, capsys):
