@@ -35,6 +35,7 @@ def execute(path: Path, out: Path, **parameters) -> None:
     """
     # jsonschema compiles this optional grammar for 2 s at import and papermill's notebooks never use it.
     sys.modules.setdefault("rfc3987_syntax", None)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in f2llm/launch.py: no spinning on shared cores
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, about widgets that nobody needs
     import papermill
     from papermill.exceptions import PapermillExecutionError
