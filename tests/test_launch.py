@@ -65,7 +65,7 @@ def runs(process_id: int) -> bool:
     """Whether a process is there and not merely waiting to be collected."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the file is opened, or between opening and reading
         return False
 
 
