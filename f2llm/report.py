@@ -75,12 +75,17 @@ def summary_lines(folder: Path, seconds: int) -> list[str]:
 
 def readme_with_results(readme: str, folder: Path) -> str:
     """README's text with the table of results of `folder` between the marks."""
-    start, end = README_MARKS
-    if readme.count(start) != 1 or readme.count(end) != 1:
-        raise ValueError(f"README.md must have each of the two marks {start!r} and {end!r} exactly once")
-    before, rest = readme.split(start)
+    return put_between(readme, README_MARKS, markdown(table_by_type(read_scores(folder))))
+
+
+def put_between(text: str, marks: tuple[str, str], content: str) -> str:
+    """A text with `content` between two marks, each of which it must have once."""
+    start, end = marks
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"the text must have each of the two marks {start!r} and {end!r} exactly once")
+    before, rest = text.split(start)
     _, after = rest.split(end)
-    return f"{before}{start}\n\n{markdown(table_by_type(read_scores(folder)))}\n\n{end}{after}"
+    return f"{before}{start}\n\n{content}\n\n{end}{after}"
 
 
 # Figures ----------------------------------------------------------------------------------------
