@@ -180,16 +180,16 @@ def sha256(file: Path) -> str:
 
 
 @contextmanager
-def alone_in(folder: Path):
-    """No other training uses this folder while the block runs; the system releases it when the process dies."""
-    lock = FileLock(folder / "lock")
+def alone_in(folder: Path, work: str = "training"):
+    """No other process does this work in the folder while the block runs; the system releases it when one dies."""
+    lock = FileLock(folder / ".lock")
     try:
         with clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
     except Timeout:
         raise RuntimeError(
-            f"another training works in {folder}; remedy: wait for it or stop it, two would overwrite each other"
+            f"another {work} works in {folder}; remedy: wait for it or stop it, two would overwrite each other"
         ) from None
     try:
         yield

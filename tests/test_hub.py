@@ -1,0 +1,602 @@
+"""The mirror: what a hub serves arrives whole and once, and everything that can go wrong is one clear line.
+
+The hub is a small server in this process, which speaks what the library asks of the real one, redirects included.
+"""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from f2llm.hub import adopt, fetch, plan_all, plan_fetch
+from f2llm.mirror import Mirror
+
+REPO, SHA, OLD = "someone/tuples", "a" * 40, "b" * 40
+FILES = {
+    "README.md": b"# Tuples\n",
+    "data/one.parquet": Random(1).randbytes(300_000),
+    "data/two #1 é.parquet": Random(2).randbytes(200_000),
+    "data/deep/three.jsonl": b'{"query": "q"}\n' * 50,
+    "empty.txt": b"",
+}
+COMMAND = "f2llm fetch --released"
+
+
+@dataclass
+class Hub:
+    """One repository and its faults; `requests` are (method, path, first byte asked for, has a token)."""
+
+    files: dict = field(default_factory=lambda: dict(FILES))
+    listed: dict = field(default_factory=dict)  # sizes that are said in place of the true ones
+    answer: dict = field(default_factory=dict)  # path ending: (status, headers, body)
+    drop: dict = field(default_factory=dict)  # name: bytes after which the connection ends, once
+    stall: dict = field(default_factory=dict)  # name: bytes after which nothing more comes
+    ranges: bool = True
+    requests: list = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+    url: str = ""
+
+    def downloads(self):
+        return [
+            (path.split(f"/resolve/{SHA}/")[1], first) for _, path, first, _ in self.requests if "/resolve/" in path
+        ]
+
+    def listing(self):
+        siblings = []
+        for name, content in self.files.items():
+            size = self.listed.get(name, len(content))
+            sibling = {"rfilename": name, "size": size, "blobId": git_blob(content)}
+            if name.endswith(".parquet"):
+                sibling |= {"blobId": "c" * 40, "lfs": {"size": size, "sha256": sha256(content), "pointerSize": 130}}
+            siblings.append(sibling)
+        return json.dumps({"id": REPO, "sha": SHA, "private": False, "siblings": siblings}).encode()
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_blob(content):
+    return hashlib.sha1(b"blob " + str(len(content)).encode() + b"\0" + content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What the hub answers; LFS files are redirected to another host name, as by the real one."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        hub, path = self.server.hub, unquote(urlsplit(self.path).path)
+        first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1]
+        hub.requests.append((self.command, path, int(first), "Authorization" in self.headers))
+        for ending, (status, headers, body) in hub.answer.items():
+            if path.endswith(ending):
+                return self.send(status, headers, body)
+        if path in (f"/api/datasets/{REPO}", *(f"/api/datasets/{REPO}/revision/{name}" for name in ("main", SHA))):
+            return self.send(200, {"Content-Type": "application/json"}, hub.listing())
+        if path.startswith(f"/api/datasets/{REPO}/revision/"):
+            return self.send(404, {"X-Error-Code": "RevisionNotFound"})
+        if path.startswith("/api/"):
+            return self.send(404, {"X-Error-Code": "RepoNotFound"})
+        return self.send_file(hub, path, int(first))
+
+    def send_file(self, hub, path, first):
+        found = re.fullmatch(f"/(datasets/{REPO}/resolve/{SHA}|cdn)/(.+)", path)
+        if not found or found[2] not in hub.files:
+            return self.send(404, {"X-Error-Code": "EntryNotFound"})
+        name, content = found[2], hub.files[found[2]]
+        if found[1] != "cdn" and name.endswith(".parquet"):
+            place = f"http://localhost:{self.server.server_port}/cdn/{self.path.split(SHA + '/')[1]}"
+            return self.send(302, {"Location": place, "X-Repo-Commit": SHA, "X-Linked-Etag": f'"{sha256(content)}"'})
+        if not hub.ranges:
+            first = 0
+        headers = {"ETag": f'"{git_blob(content)}"', "X-Repo-Commit": SHA}
+        if first:
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        return self.send(206 if first else 200, headers, content[first:], name, hub)
+
+    def send(self, status, headers, body=b"", name=None, hub=None):
+        self.send_response(status)
+        for key, value in ({"Content-Length": len(body)} | headers).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if hub and name in hub.drop:
+            self.close_connection = True
+            body = body[: hub.drop.pop(name)]
+        if hub and name in hub.stall:
+            self.wfile.write(body[: hub.stall[name]])
+            hub.released.wait(60)
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub; the library, which reads these settings at its import only, may use the network for one test."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.hub = hub = Hub(url=f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield hub
+    hub.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def plan(hub, patterns=("*",), revision="main", repo=REPO):
+    return plan_fetch(repo, list(patterns), revision, endpoint=hub.url)
+
+
+def in_folder(folder):
+    """{name: content} of the files that are not hidden."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: content for name, content in found.items() if not name.startswith(".")}
+
+
+def manifest_of(mirror):
+    return json.loads((mirror / "manifest.json").read_text())
+
+
+# What arrives -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("revision", [None, "main", SHA])
+def test_a_plan_is_the_hubs_listing_at_a_commit(hub, revision):
+    made = plan(hub, revision=revision)
+    assert made.revision == SHA and {file.name: file.bytes for file in made.files} == {
+        name: len(content) for name, content in FILES.items()
+    }
+    assert made.bytes == sum(map(len, FILES.values()))
+    checksums = {file.name: file.checksum for file in made.files}
+    assert checksums["data/one.parquet"] == sha256(FILES["data/one.parquet"])
+    assert checksums["README.md"] == git_blob(FILES["README.md"])
+
+
+def test_a_mirror_holds_the_hubs_content_and_its_hashes(hub, tmp_path):
+    fetch(plan(hub), tmp_path)
+    content = in_folder(tmp_path)
+    assert content.pop("manifest.json") and content == {f"{REPO}/{name}": data for name, data in FILES.items()}
+    facts = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in FILES.items()}
+    assert manifest_of(tmp_path) == {REPO: {"revision": SHA, "files": facts, "listing": sorted(FILES)}}
+    assert not (tmp_path / ".partial").exists()
+    mirror = Mirror(tmp_path)
+    assert mirror.verify() == [] and mirror.revision(REPO) == SHA
+    assert mirror.sha256(REPO, "README.md") == sha256(FILES["README.md"])
+
+
+def test_only_matching_files_are_fetched_and_only_once(hub, tmp_path):
+    fetch(plan(hub, ["data/*.parquet"]), tmp_path)
+    assert {name for name, _ in hub.downloads()} == {"data/one.parquet", "data/two #1 é.parquet"}
+    hub.requests.clear()
+    fetch(plan(hub, ["data/one.parquet", "README.md"]), tmp_path)
+    assert hub.downloads() == [("README.md", 0)], "vacuous or fetched again"
+    mirror = Mirror(tmp_path)
+    assert len(mirror.require(REPO, ["*.parquet", "README.md"], command=COMMAND)) == 3 and mirror.verify() == []
+    with pytest.raises(ValueError, match=r"tuples: data/deep/three.jsonl is missing; remedy"):
+        mirror.require(REPO, ["data/*"], command=COMMAND)  # a part of what is selected would go unseen
+
+
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(plan(hub, ["data/one.parquet"]), tmp_path)
+    seen = {path.split("/")[1]: token for _, path, _, token in hub.requests}
+    assert seen == {"api": True, "datasets": True, "cdn": False}
+
+
+# Interruptions ----------------------------------------------------------------------------------
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.drop["data/one.parquet"] = 123_456
+    fetch(plan(hub, ["data/one.parquet"]), tmp_path)
+    (start, again) = hub.downloads()
+    assert start == ("data/one.parquet", 0) and 0 < again[1] <= 123_456
+    assert Mirror(tmp_path).verify() == [] and not hub.drop
+
+
+def test_a_killed_process_is_taken_up_by_the_next_and_two_do_not_share_a_mirror(hub, tmp_path):
+    big = Random(3).randbytes(24 * 2**20)  # the library writes pieces of 10 MiB
+    hub.files = {"a.txt": b"a", "big.parquet": big, "z.txt": b"z"}
+    hub.stall["big.parquet"] = 15 * 2**20
+    mirror = tmp_path / "mirror"
+    script = f"from f2llm.hub import *; fetch(plan_fetch({REPO!r}, ['*'], None), {str(mirror)!r})"
+    setting = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | setting, cwd=Path(__file__).parents[1])
+    try:
+        deadline = time.monotonic() + 60
+        while sum(path.stat().st_size for path in mirror.glob(".partial/*")) < 10 * 2**20:
+            assert time.monotonic() < deadline and process.poll() is None, "the download did not start"
+            time.sleep(0.05)
+        with pytest.raises(RuntimeError, match=r"another fetch works in .*; remedy: wait"):
+            fetch(plan(hub), mirror)
+    finally:
+        process.kill()
+        process.wait()
+    assert list(manifest_of(mirror)[REPO]["files"]) == ["a.txt"]
+    with pytest.raises(ValueError, match=r"big.parquet is missing, z.txt is missing; remedy: .*--released"):
+        Mirror(mirror).require(REPO, ["*"], command=COMMAND)
+    hub.stall.clear()
+    hub.requests.clear()
+    fetch(plan(hub), mirror)
+    assert hub.downloads() == [("big.parquet", 10 * 2**20), ("z.txt", 0)]
+    assert (mirror / REPO / "big.parquet").read_bytes() == big
+    assert len(Mirror(mirror).require(REPO, ["*"], command=COMMAND)) == 3
+
+
+def test_files_that_came_before_an_error_of_the_hub_are_kept(hub, tmp_path):
+    hub.answer["data/deep/three.jsonl"] = (503, {}, b"")
+    with pytest.raises(RuntimeError, match=r"answers 503 for someone/tuples; remedy: repeat .* goes on"):
+        fetch(plan(hub), tmp_path)
+    assert [name for name, _ in hub.downloads()] == ["README.md", "data/deep/three.jsonl"]
+    assert Mirror(tmp_path).require(REPO, ["README.md"], command=COMMAND) == [tmp_path / REPO / "README.md"]
+    with pytest.raises(ValueError, match=r"data/deep/three.jsonl is missing, .* and 1 more"):
+        Mirror(tmp_path).require(REPO, ["*"], command=COMMAND)
+    hub.answer.clear()
+    hub.requests.clear()
+    fetch(plan(hub), tmp_path)
+    assert "README.md" not in dict(hub.downloads()) and len(hub.downloads()) == 3, "an empty file needs no request"
+    assert Mirror(tmp_path).verify() == []
+
+
+def test_a_process_that_died_before_the_manifest_was_written_costs_a_hash_only(hub, tmp_path):
+    fetch(plan(hub), tmp_path)
+    before = manifest_of(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / REPO / "README.md").write_bytes(FILES["README.md"][::-1])  # same size, other content
+    hub.requests.clear()
+    fetch(plan(hub), tmp_path)
+    assert hub.downloads() == [("README.md", 0)] and manifest_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_partial_file_is_completed_also_by_a_hub_without_ranges(hub, tmp_path, ranges):
+    hub.ranges, name = ranges, "data/one.parquet"
+    made = plan(hub, [name])
+    leave_partial(hub, made, tmp_path, FILES[name][:1234])
+    fetch(made, tmp_path)
+    assert hub.downloads() == [(name, 1234)] and (tmp_path / REPO / name).read_bytes() == FILES[name]
+
+
+def leave_partial(hub, made, mirror, content):
+    """What an interrupted download leaves: found by letting one fail, as its name is nobody's business."""
+    hub.answer[f"/{made.files[0].name}"] = (503, {}, b"")
+    with pytest.raises(RuntimeError, match="503"):
+        fetch(made, mirror)
+    (left,) = mirror.glob(".partial/*")
+    left.write_bytes(content)
+    hub.answer.clear()
+    hub.requests.clear()
+
+
+# What is not what it should be --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/one.parquet"])
+def test_corrupt_content_is_refused_and_removed(hub, tmp_path, name):
+    made = plan(hub, [name])
+    hub.files[name] = bytes([FILES[name][0] ^ 1]) + FILES[name][1:]
+    with pytest.raises(
+        RuntimeError, match=rf"{name}: what came .* is not what the hub lists .*removed. remedy: repeat"
+    ):
+        fetch(made, tmp_path)
+    assert in_folder(tmp_path).keys() == {"manifest.json"} and not list(tmp_path.glob(".partial/*"))
+    hub.files[name] = FILES[name]
+    fetch(made, tmp_path)
+    assert (tmp_path / REPO / name).read_bytes() == FILES[name]
+
+
+def test_a_corrupt_beginning_is_found_after_resuming(hub, tmp_path):
+    made = plan(hub, ["data/one.parquet"])
+    leave_partial(hub, made, tmp_path, b"x" * 1000)
+    with pytest.raises(RuntimeError, match="is not what the hub lists"):
+        fetch(made, tmp_path)
+    assert hub.downloads() == [("data/one.parquet", 1000)], "vacuous: it was not resumed"
+    fetch(made, tmp_path)
+    assert Mirror(tmp_path).verify() == []
+
+
+@pytest.mark.parametrize("content", [b"# Tup", b"# Tuples and more\n"])
+def test_a_file_of_another_size_than_listed_is_refused(hub, tmp_path, content):
+    made = plan(hub, ["README.md"])
+    hub.files["README.md"] = content
+    with pytest.raises(RuntimeError, match=rf"README.md: what came \({len(content)} bytes\) is not .*\(9 bytes"):
+        fetch(made, tmp_path)
+    assert not (tmp_path / REPO / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "a\\..\\evil.txt", "C:evil.txt"])
+def test_names_that_leave_the_folder_are_refused(hub, tmp_path, name):
+    hub.files[name] = b"evil"
+    with pytest.raises(ValueError, match=r"the name .*evil.txt' could leave .*remedy"):
+        plan(hub)
+    made = plan(hub, ["README.md"])
+    with pytest.raises(ValueError, match="could leave"):
+        fetch(replace(made, files=[replace(made.files[0], name=name)]), tmp_path / "mirror")
+    assert hub.downloads() == [] and not list(tmp_path.rglob("evil*"))
+    fetch(made, tmp_path / "mirror")
+
+
+def test_revisions_are_not_mixed(hub, tmp_path):
+    made = plan(hub, ["README.md"])
+    fetch(made, tmp_path)
+    hub.requests.clear()
+    with pytest.raises(ValueError, match=rf"holds revision {SHA}, but {OLD} was asked.*remedy: another mirror.*remove"):
+        fetch(replace(made, revision=OLD), tmp_path)
+    assert hub.requests == [] and Mirror(tmp_path).verify() == []
+    with pytest.raises(ValueError, match=rf"at revision {SHA}, but {OLD} is asked for; remedy: .*{COMMAND}"):
+        Mirror(tmp_path).require(REPO, ["README.md"], command=COMMAND, revision=OLD)
+    shutil.rmtree(tmp_path / REPO)
+    adopt_some(tmp_path, OLD)
+    assert Mirror(tmp_path).revision(REPO) == OLD, "the remedy must work"
+
+
+# What the hub and the network do ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [404, 401])
+def test_an_unknown_or_private_repository_is_one_error(hub, status):
+    hub.answer["/api/datasets/no/such"] = (status, {"X-Error-Code": "RepoNotFound"}, b"")
+    with pytest.raises(
+        ValueError, match=r"has no dataset 'no/such', or it is private; remedy: .*hf auth login.*HF_TOKEN"
+    ):
+        plan(hub, repo="no/such", revision=None)
+
+
+def test_all_repositories_that_cannot_be_fetched_are_named_at_once(hub):
+    needed = [(REPO, ["README.md"], SHA), (REPO, ["*.csv"], "main"), ("someone/else", ["*"], None)]
+    with pytest.raises(ValueError, match=r"2 of 3 repositories cannot be fetched, nothing was:\n .*csv.*\n .*else"):
+        plan_all(needed, endpoint=hub.url)
+    (found,) = plan_all(needed[:1], endpoint=hub.url)
+    assert found == plan(hub, ["README.md"], SHA)
+    with pytest.raises(ValueError, match=r"^someone/tuples at .*no file matches"):
+        plan_all(needed[1:2], endpoint=hub.url)
+
+
+def test_what_is_wrong_with_a_question_is_named(hub):
+    with pytest.raises(ValueError, match=r"someone/tuples has no revision 'v9'; remedy"):
+        plan(hub, revision="v9")
+    with pytest.raises(ValueError, match=r"no file matches '\*\.csv'; there are 5 files: README.md, data/.*remedy"):
+        plan(hub, ["*.parquet", "*.csv"])
+    with pytest.raises(ValueError, match=r"Repo id must"):
+        plan(hub, repo="../../etc")
+
+
+def test_a_gated_set_says_where_its_terms_are(hub, tmp_path):
+    hub.answer["README.md"] = (401, {"X-Error-Code": "GatedRepo"}, b"")
+    page = f"{hub.url}/datasets/{REPO}"
+    with pytest.raises(
+        ValueError, match=rf"is gated; remedy: accept its terms at {page}, then `hf auth login`.*HF_TOKEN"
+    ):
+        fetch(plan(hub), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""), "answers 401.*hf auth login"),
+        ((403, {}, b""), "answers 403 .*remedy: .*private or gated, `hf auth login`"),
+        ((404, {}, b""), "answers 404 .*remedy: correct the id"),
+        ((500, {}, b""), "answers 500 .*remedy: repeat the command later"),
+        ((429, {}, b""), "answers 429 .*remedy: repeat the command later"),
+        ((200, {"Content-Type": "text/html"}, b"<html>Log in to this WLAN"), "not answer as a hub.*remedy: .*proxy"),
+    ],
+)
+def test_what_the_hub_answers_otherwise_is_one_line(hub, answer, message):
+    hub.answer["/revision/main"] = answer
+    with pytest.raises(RuntimeError, match=message) as error:
+        plan(hub)
+    assert "\n" not in str(error.value)
+
+
+def test_a_slow_hub_and_none_at_all_are_told_with_the_settings(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    hub.answer["/revision/main"] = (200, {"Content-Length": "10"}, b"")  # says ten bytes, sends none
+    settings = "remedy: check network and proxy.*HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+    with pytest.raises(RuntimeError, match=rf"no answer from {hub.url} .*Timeout.*{settings}"):
+        plan(hub)
+    with pytest.raises(RuntimeError, match=rf"no answer from http://127.0.0.1:9 .*ConnectError.*{settings}"):
+        plan_fetch(REPO, ["*"], None, endpoint="http://127.0.0.1:9")
+
+
+def test_the_switch_against_the_network_is_named(hub, tmp_path, monkeypatch):
+    made = plan(hub)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    for attempt in (lambda: plan(hub), lambda: fetch(made, tmp_path)):
+        with pytest.raises(RuntimeError, match=r"HF_HUB_OFFLINE.*remedy: put HF_HUB_OFFLINE=0"):
+            attempt()
+    assert hub.requests == []
+
+
+# Disks --------------------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_known_before_the_download(hub, tmp_path):
+    hub.listed["data/one.parquet"] = 10**18
+    with pytest.raises(RuntimeError, match=r"931322574.6 GiB are to be fetched, but only [\d.]+ GiB .*remedy: free"):
+        fetch(plan(hub), tmp_path)
+    assert hub.downloads() == []
+
+
+def test_a_disk_that_takes_no_more_is_one_error_and_the_next_call_goes_on(hub, tmp_path):
+    _, hard = limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RuntimeError, match=rf"cannot write {tmp_path}: File too large.*remedy: free disk space"):
+            fetch(plan(hub), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    hub.requests.clear()
+    fetch(plan(hub), tmp_path)
+    assert hub.downloads()[0] == ("data/one.parquet", 100_000) and Mirror(tmp_path).verify() == []
+
+
+def test_a_mirror_that_cannot_be_a_folder_is_one_error(hub, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match=r"cannot write .*file/mirror: .*remedy"):
+        fetch(plan(hub), tmp_path / "file" / "mirror")
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def adopt_some(mirror, revision=SHA):
+    folder = mirror.parent / f"{mirror.name} some"
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "hidden").touch()
+    adopt(mirror, REPO, folder, revision)
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    adopt_some(tmp_path / "mirror")
+    return tmp_path / "mirror"
+
+
+def test_an_adopted_folder_equals_a_fetched_one(hub, mirror, tmp_path):
+    fetch(plan(hub), tmp_path / "fetched")
+    (manifest,) = manifest_of(tmp_path / "fetched").values()
+    assert manifest.pop("listing") and manifest_of(mirror) == {REPO: manifest}
+    for name, content in FILES.items():
+        assert (mirror / REPO / name).read_bytes() == content == (tmp_path / "fetched" / REPO / name).read_bytes()
+    hub.requests.clear()
+    fetch(plan(hub), mirror)
+    assert hub.downloads() == []
+
+
+def test_adopting_links_repeats_and_follows_links(mirror, tmp_path):
+    original = tmp_path / "mirror some" / "README.md"
+    assert original.samefile(mirror / REPO / "README.md")
+    adopt(mirror, REPO, mirror / REPO, SHA)
+    assert Mirror(mirror).verify() == [] and len(manifest_of(mirror)[REPO]["files"]) == len(FILES)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "a.txt").symlink_to(original)
+    adopt(mirror, "other", tmp_path / "linked", "local")
+    assert not (mirror / "other" / "a.txt").is_symlink()
+    assert (mirror / "other" / "a.txt").read_bytes() == FILES["README.md"]
+    with pytest.raises(ValueError, match=r"nowhere is no folder with files; remedy"):
+        adopt(mirror, REPO, tmp_path / "nowhere", SHA)
+
+
+def test_an_adopted_file_that_is_not_the_hubs_is_replaced_in_the_mirror_only(hub, tmp_path):
+    (tmp_path / "other").mkdir()
+    original, name = tmp_path / "other" / "one.parquet", "one.parquet"
+    hub.files = {name: FILES["data/one.parquet"]}
+    original.write_bytes(hub.files[name][::-1])
+    adopt(tmp_path / "mirror", REPO, tmp_path / "other", SHA)
+    fetch(plan(hub), tmp_path / "mirror")
+    assert (tmp_path / "mirror" / REPO / name).read_bytes() == hub.files[name] == original.read_bytes()[::-1]
+    assert Mirror(tmp_path / "mirror").verify() == []
+
+
+def test_a_file_that_was_put_right_by_hand_is_taken_up(hub, tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("README.md", "one.parquet"):
+        (tmp_path / "other" / name).write_bytes(b"wrong")
+    hub.files = {"README.md": b"right!", "one.parquet": b"right"}
+    adopt(tmp_path / "mirror", REPO, tmp_path / "other", SHA)
+    for name, content in hub.files.items():
+        (tmp_path / "mirror" / REPO / name).write_bytes(content)
+    assert len(Mirror(tmp_path / "mirror").verify()) == 2
+    fetch(plan(hub), tmp_path / "mirror")
+    assert hub.downloads() == [] and Mirror(tmp_path / "mirror").verify() == []
+
+
+def test_a_mirror_works_where_it_is_copied(mirror, tmp_path):
+    shutil.copytree(mirror, tmp_path / "elsewhere")
+    shutil.rmtree(mirror)
+    copied = Mirror(tmp_path / "elsewhere")
+    paths = copied.require(REPO, ["data/*.parquet", "README.md", "data/one.parquet"], command=COMMAND, revision=SHA)
+    names = ["README.md", "data/one.parquet", "data/two #1 é.parquet"]
+    assert paths == [tmp_path / "elsewhere" / REPO / name for name in names]
+    assert [path.read_bytes() for path in paths] == [FILES[name] for name in names] and copied.verify() == []
+
+
+def test_all_that_is_missing_is_named_at_once_with_the_command(mirror):
+    (mirror / REPO / "README.md").unlink()
+    with pytest.raises(ValueError) as error:
+        Mirror(mirror).require(REPO, ["*.md", "a.csv", "*.arrow", "b.csv", "*.parquet"], command=COMMAND)
+    assert str(error.value) == (
+        f"mirror {mirror}, {REPO}: README.md is missing, a.csv is missing, *.arrow is missing and 1 more; "
+        f"remedy: fetch with: {COMMAND}"
+    )
+    for path, repo in ((mirror, "no/such"), (mirror / "nowhere", REPO)):
+        with pytest.raises(ValueError, match=rf"{repo}: \* is missing; remedy: fetch with: {COMMAND}"):
+            Mirror(path).require(repo, ["*"], command=COMMAND)
+        with pytest.raises(ValueError, match=rf"has no {repo}, it holds .*; remedy"):
+            Mirror(path).revision(repo)
+    with pytest.raises(ValueError, match=r"a.csv is missing; remedy"):
+        Mirror(mirror).sha256(REPO, "a.csv")
+
+
+def test_a_truncated_file_is_found_and_fetched_again(hub, mirror):
+    path = mirror / REPO / "data" / "one.parquet"
+    path.unlink()
+    path.write_bytes(FILES["data/one.parquet"][:-1])
+    with pytest.raises(
+        ValueError, match=r"one.parquet has 299999 bytes, not 300000: truncated or changed, fetch again"
+    ):
+        Mirror(mirror).require(REPO, ["*"], command=COMMAND)
+    assert len(Mirror(mirror).verify()) == 1
+    fetch(plan(hub), mirror)
+    assert hub.downloads() == [("data/one.parquet", 0)] and Mirror(mirror).verify() == []
+
+
+def test_verify_reads_every_byte(mirror):
+    content = FILES["data/one.parquet"]
+    (mirror / REPO / "data" / "one.parquet").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (mirror / REPO / "empty.txt").unlink()
+    assert Mirror(mirror).require(REPO, ["*.parquet"], command=COMMAND), "sizes alone do not tell"
+    changed, missing = Mirror(mirror).verify()
+    assert "one.parquet was changed: remove" in changed and "empty.txt is missing" in missing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": {"revis',
+        "[]",
+        '{"a": 1}',
+        '{"a": {"files": {}}}',
+        '{"a": {"revision": "r", "files": {"f": {"bytes": "1"}}}}',
+        '{"a": {"revision": "r", "files": {}, "listing": [1]}}',
+        '{"a": {"revision": "r", "files": {"../f": {"bytes": 1, "sha256": ""}}}}',
+        "\udcff",  # a byte that is not UTF-8
+    ],
+)
+def test_a_broken_manifest_is_one_error_and_its_remedy_keeps_the_files(hub, mirror, text):
+    (mirror / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    for read in (lambda: Mirror(mirror), lambda: fetch(plan(hub), mirror)):
+        with pytest.raises(ValueError, match=r"manifest.json is not the manifest of a mirror .*remedy: remove it"):
+            read()
+    (mirror / "manifest.json").unlink()
+    fetch(plan(hub), mirror)
+    assert hub.downloads() == [] and Mirror(mirror).verify() == []
