@@ -1,0 +1,299 @@
+"""Files of rows: JSON Lines, CSV and TSV, Parquet; read in pieces, with errors that name file, row and remedy.
+
+A row is a dict; rows are counted from 1 and blank lines are no rows. What a text file's bytes mean is UTF-8.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_BYTES = 16 * 2**20  # of Parquet rows that are in memory at once, as Python objects several times that
+BATCH_ROWS = 256
+ROWS_FOR_COLUMNS = 100  # of a JSON Lines file, whose rows may differ in their keys
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TEXT_SUFFIXES = [".jsonl", ".json", *SEPARATORS]
+Bad = Callable[[str], None]  # takes the message of a row that cannot be read; the row is passed over
+
+csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A file of lines. records: (line number, what convert takes) per row; convert: to a dict, or ValueError."""
+
+    path: Path
+    columns: list[str]
+    records: Callable[[Bad], Iterator[tuple[int, object]]]
+    convert: Callable[[object], dict]
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Counted by a pass over the file."""
+        return sum(1 for _ in self.records(_ignore))
+
+    def rows(
+        self, numbers: np.ndarray | None = None, columns: list[str] | None = None, bad: Bad | None = None
+    ) -> Iterator[tuple[int, dict]]:
+        """(row number from 1, row). numbers: these rows only, sorted, counted from 0; others are not parsed.
+
+        columns: those that are needed; a text file gives the others too. bad: called with the message of every
+        row that cannot be read; without it the first is a ValueError.
+        """
+        bad = bad or _raise
+        wanted = None if numbers is None else iter(_checked(self.path, numbers).tolist())
+        target = None if wanted is None else next(wanted, -1)
+        if target == -1:
+            return
+        number = 0
+        for number, (line, record) in enumerate(self.records(bad), start=1):
+            if target is not None and number != target + 1:
+                continue
+            try:
+                row = self.convert(record)
+            except ValueError as error:
+                bad(f"{self.path}, row {number} (line {line}): {error}")
+            else:
+                yield number, row
+            if wanted is not None and (target := next(wanted, -1)) == -1:
+                return
+        if target is not None:
+            raise ValueError(f"{self.path} has {number} rows, but row {target + 1} is asked for")
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file, mapped into memory; `rows` holds one batch of about BATCH_BYTES, even of one huge row group."""
+
+    path: Path
+    columns: list[str]
+    num_rows: int
+
+    def rows(
+        self, numbers: np.ndarray | None = None, columns: list[str] | None = None, bad: Bad | None = None
+    ) -> Iterator[tuple[int, dict]]:
+        """(row number from 1, row); see TextTable.rows. Only `columns` are read, all if None."""
+        if numbers is not None and len(_checked(self.path, numbers)) and numbers[-1] >= self.num_rows:
+            raise ValueError(f"{self.path} has {self.num_rows} rows, but row {numbers[-1] + 1} is asked for")
+        with _parquet(self.path) as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if numbers is None or np.searchsorted(numbers, first) < np.searchsorted(numbers, last):
+                    yield from self._group_rows(file, group, first, numbers, columns)
+                first = last
+
+    def _group_rows(self, file, group, first, numbers, columns) -> Iterator[tuple[int, dict]]:
+        """Rows of one row group, whose first row is the file's row `first`, counted from 0."""
+        size = file.metadata.row_group(group)
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * size.num_rows // max(1, size.total_byte_size)))
+        try:
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
+                chosen = np.arange(first, first + batch.num_rows)
+                if numbers is not None:
+                    chosen = numbers[slice(*np.searchsorted(numbers, [first, first + batch.num_rows]))]
+                rows = batch if numbers is None else batch.take(pa.array(chosen - first, type=pa.int64()))
+                yield from zip((chosen + 1).tolist(), rows.to_pylist())
+                first += batch.num_rows
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}, after row {first}: not UTF-8 ({error}); remedy: write it again") from None
+        except (pa.ArrowException, OSError) as error:
+            message = f"{self.path}, after row {first}: damaged ({_line(error)}); remedy: fetch it again"
+            raise ValueError(message) from None
+
+
+Table = TextTable | ParquetTable
+
+
+def open_table(path: Path) -> Table:
+    """The table of a file with suffix .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet.
+
+    A .json file has one object per line; .csv and .tsv begin with a header. The columns of JSON Lines are those of
+    the first 100 rows. ValueError for a file that is missing, empty, damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {found}; remedy: the path of a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; remedy: a file with rows")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if path.suffix == ".parquet":
+        return _open_parquet(path)
+    if suffix in SEPARATORS:
+        return _open_separated(path, SEPARATORS[suffix])
+    if suffix in TEXT_SUFFIXES:
+        return _open_json_lines(path)
+    known = ", ".join([*TEXT_SUFFIXES, "the same with .gz", ".parquet"])
+    raise ValueError(f"{path}: unknown suffix '{path.suffix}'; remedy: a file of one of the kinds {known}")
+
+
+def require_columns(table: Table, columns: Iterable[str]) -> None:
+    """ValueError that names the first column that the table lacks, and those that it has."""
+    for column in columns:
+        if column not in table.columns:
+            raise ValueError(
+                f"{table.path} has no column '{column}', only: {', '.join(table.columns)}; "
+                "remedy: name the column so (in CSV and TSV, in a header line)"
+            )
+
+
+# JSON Lines -------------------------------------------------------------------------------------
+
+
+def _open_json_lines(path: Path) -> TextTable:
+    table = TextTable(path, [], lambda bad: _json_records(path, bad), _parse_object)
+    problems: list[str] = []
+    for number, row in table.rows(bad=problems.append):
+        if number > 1 and not table.columns and problems:
+            break  # a first row that is no object: the file is of another kind, such as a JSON array
+        table.columns.extend(column for column in row if column not in table.columns)
+        if number >= ROWS_FOR_COLUMNS:
+            break
+    if not table.columns:
+        raise ValueError(problems[0] if problems else f"{path} holds no rows with columns; remedy: a file with rows")
+    return table
+
+
+def _json_records(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
+    return ((line, text) for line, text in _lines(path, bad) if not text.isspace())
+
+
+def _parse_object(text: str) -> dict:
+    text = text.strip()
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"invalid JSON ({error.msg}, character {error.pos + 1}): {excerpt(text)}; remedy: one JSON object per line"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"nested too deeply: {excerpt(text)}; remedy: one flat JSON object per line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"not an object but {excerpt(text)}; remedy: one JSON object per line")
+    return row
+
+
+# CSV and TSV ------------------------------------------------------------------------------------
+
+
+def _open_separated(path: Path, separator: str) -> TextTable:
+    _, columns = next(_cells(path, separator, _ignore), (1, []))
+    if isinstance(columns, csv.Error) or not any(column.strip() for column in columns):
+        raise ValueError(f"{path}: the header is missing; remedy: a first line that names the columns")
+    doubled = sorted({column for column in columns if columns.count(column) > 1})
+    if doubled:
+        raise ValueError(f"{path}: the header names columns twice: {doubled}; remedy: a name of its own for each")
+
+    def records(bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
+        return islice(_cells(path, separator, bad), 1, None)
+
+    def convert(cells: list[str] | csv.Error) -> dict:
+        if isinstance(cells, csv.Error):
+            raise ValueError(f"{cells}; remedy: double the quotes within quoted cells, and close every quote")
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{len(cells)} cells, but the header has {len(columns)}: {excerpt(separator.join(cells))}; "
+                "remedy: quote cells that hold separators, quotes or line breaks"
+            )
+        return dict(zip(columns, cells))
+
+    return TextTable(path, columns, records, convert)
+
+
+def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """(number of its first line, cells) of every record, the header first; or its error."""
+    reader = csv.reader((text for _, text in _lines(path, bad)), delimiter=separator, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            cells = error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+
+
+# Lines ------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
+    """(line number, line with its end) of a UTF-8 file, without a byte-order mark; of .gz as it is unpacked."""
+    position = number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    bad(
+                        f"{path}, line {number}: byte {position + error.start + 1} of the file is not UTF-8 "
+                        f"(0x{line[error.start]:02x}); remedy: save the file as UTF-8"
+                    )
+                    text = line.decode(errors="replace")
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
+                position += len(line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}, after line {number}: damaged gzip ({error}); remedy: fetch it again") from None
+
+
+# Parquet ----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+
+
+def _open_parquet(path: Path) -> ParquetTable:
+    try:
+        with _parquet(path) as file:
+            columns, num_rows = file.schema_arrow.names, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file ({_line(error)}); remedy: fetch it again") from None
+    doubled = sorted({column for column in columns if columns.count(column) > 1})
+    if doubled:
+        raise ValueError(f"{path} has columns of the same name: {doubled}; remedy: a name of its own for each")
+    if num_rows == 0:
+        raise ValueError(f"{path} holds no rows; remedy: a file with rows")
+    return ParquetTable(path, columns, num_rows)
+
+
+# Small things -----------------------------------------------------------------------------------
+
+
+def _checked(path: Path, numbers: np.ndarray) -> np.ndarray:
+    """Row numbers that are sorted and not negative."""
+    if len(numbers) and (numbers[0] < 0 or (np.diff(numbers) <= 0).any()):
+        raise ValueError(f"{path}: row numbers must be sorted, different and from 0, got {numbers[:5]}")
+    return numbers
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message)
+
+
+def _ignore(message: str) -> None:
+    """For passes that only count, or look at the header."""
+
+
+def _line(error: Exception) -> str:
+    return excerpt(str(error).splitlines()[0]) if str(error) else type(error).__name__
+
+
+def excerpt(value: object, length: int = 60) -> str:
+    """A value as an error message shows it."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= length else value[: length - 3] + "...")
+    shown = repr(value)
+    return shown if len(shown) <= length else shown[: length - 3] + "..."
