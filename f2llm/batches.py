@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrow import take
 from .config import Training
 from .text import prompted
 from .tuples import TupleStore
@@ -21,7 +22,9 @@ class Batch:
     query: np.ndarray
     passage: np.ndarray
     hard_negatives: np.ndarray
+    document: np.ndarray  # (B): the passages' rows in the store
     group: np.ndarray  # (B): tuples of one group answer each other's queries
+    stored: list[int | None]  # documents that are `texts` as they are: their rows; None for what has a prompt
 
     @property
     def num_texts(self) -> int:
@@ -40,6 +43,7 @@ class HomogeneousBatches:
     def __init__(self, store: TupleStore, training: Training, seed: int, stage1: bool):
         self.store, self.training, self.seed = store, training, seed
         sources = {name: entry for name, entry in store.sources.items() if entry["stage1"] or not stage1}
+        self.too_few: dict[str, int] = {}  # rows with fewer hard negatives than a step draws, which are left out
         usable = {name: self._usable_rows(name) for name in sources}
         if empty := [name for name, rows in usable.items() if not len(rows)]:
             raise ValueError(
@@ -52,7 +56,7 @@ class HomogeneousBatches:
         self.num_batches = {name: -(-len(rows) // size) for name, rows in self.rows.items()}
         self.per_epoch = sum(self.num_batches.values())
         self._plans: dict[int, list[tuple[str, int]]] = {}
-        self._shuffles: dict[tuple[str, int], np.ndarray] = {}
+        self._shuffles: dict[str, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         """Optimizer steps of the stage."""
@@ -77,8 +81,11 @@ class HomogeneousBatches:
 
     def _usable_rows(self, name: str) -> np.ndarray:
         """Rows with as many negatives as a step draws, capped by a draw keyed by (seed, source)."""
-        counts = np.diff(self.store.tables[name]["negatives"].combine_chunks().offsets.to_numpy())
-        rows = np.flatnonzero(counts >= self.num_negatives(name))
+        chunks = self.store.tables[name]["negatives"].chunks
+        enough = [np.diff(chunk.offsets.to_numpy()) >= self.num_negatives(name) for chunk in chunks]
+        rows = np.flatnonzero(np.concatenate(enough)).astype(np.int32)
+        if len(rows) < len(self.store.tables[name]):
+            self.too_few[name] = len(self.store.tables[name]) - len(rows)
         cap = self.training.cap_per_source
         if cap and len(rows) > cap:
             rows = np.sort(self._random("cap", name).permutation(rows)[:cap])
@@ -91,10 +98,13 @@ class HomogeneousBatches:
 
     def _without_withheld(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Rows for training: no withheld row and, in retrieval, none with a withheld row's passage."""
+        withheld = self.withheld[name]
+        if not len(withheld):
+            return rows
         key = np.arange(len(self.store.tables[name]))
         if self.store.sources[name]["task"] == "retrieval":
             key = self.store.tables[name]["passage"].to_numpy()
-        return rows[~np.isin(key[rows], key[self.withheld[name]])]
+        return rows[~np.isin(key[rows], key[withheld])]
 
     def num_negatives(self, name: str) -> int:
         """Hard negatives per query of a source."""
@@ -109,34 +119,39 @@ class HomogeneousBatches:
         return self._plans[epoch]
 
     def _shuffle(self, source: str, epoch: int) -> np.ndarray:
-        if (source, epoch) not in self._shuffles:
-            self._shuffles[source, epoch] = self._random("rows", source, epoch).permutation(self.rows[source])
-        return self._shuffles[source, epoch]
+        if self._shuffles.get(source, (None,))[0] != epoch:  # only the last epoch's is kept: four bytes a row
+            self._shuffles[source] = epoch, self._random("rows", source, epoch).permutation(self.rows[source])
+        return self._shuffles[source][1]
 
     def _random(self, *key) -> np.random.Generator:
         return np.random.default_rng(list(repr((self.seed, *key)).encode()))
 
     def _batch(self, source: str, rows: np.ndarray, epoch: int) -> Batch:
         entry, training = self.store.sources[source], self.training
-        tuples = self.store.tables[source].take(rows).to_pydict()
+        tuples, documents = take(self.store.tables[source], rows), self.store.documents[source]
         wanted = self.num_negatives(source)
         instruction = entry["instruction"] if training.instructions else None
         share = training.document_instruction_share if entry["symmetric"] else 0.0
         texts: dict[str, int] = {}
+        stored: list[int | None] = []
 
-        def place(text: str) -> int:
-            return texts.setdefault(text, len(texts))
+        def place(text: str, row: int | None) -> int:
+            if text not in texts:
+                texts[text] = len(texts)
+                stored.append(row)
+            return texts[text]
 
         def document(row: int, draw: np.random.Generator) -> int:
-            with_instruction = draw.random() < share
-            return place(prompted(self.store.documents[row].as_py(), instruction if with_instruction else None))
+            if draw.random() < share and instruction:
+                return place(prompted(documents[row], instruction), None)
+            return place(documents[row], row)
 
         query, passage, hard_negatives = [], [], []
-        for number, row in enumerate(rows):
+        for row, found in zip(rows, tuples):
             draw = self._random("sample", source, int(row), epoch)
-            query.append(place(prompted(tuples["query"][number], instruction)))
-            passage.append(document(tuples["passage"][number], draw))
-            chosen = draw.choice(tuples["negatives"][number], size=wanted, replace=False) if wanted else []
+            query.append(place(prompted(found["query"], instruction), None))
+            passage.append(document(found["passage"], draw))
+            chosen = draw.choice(found["negatives"], size=wanted, replace=False) if wanted else []
             hard_negatives.append([document(int(negative), draw) for negative in chosen])
         return Batch(
             source=source,
@@ -146,5 +161,7 @@ class HomogeneousBatches:
             query=np.array(query),
             passage=np.array(passage),
             hard_negatives=np.array(hard_negatives, dtype=np.int64).reshape(len(rows), wanted),
-            group=np.array(tuples["group"]),
+            document=np.array([found["passage"] for found in tuples]),
+            group=np.array([found["group"] for found in tuples]),
+            stored=stored,
         )

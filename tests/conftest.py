@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same float32 numbers on every machine
@@ -13,11 +14,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from f2llm.arrow import write_arrow
+from f2llm.assembly import assemble
 from f2llm.backbone import new_model, train_tokenizer
+from f2llm.checkpoint import sha256
 from f2llm.config import HardNegatives, read_yaml, resolve
+from f2llm.embedded.texts import texts as embedded_texts
 from f2llm.model import Embedder
-from f2llm.sources import choose_sources, embedded_texts, evaluation_tasks, load_registry, load_source
-from f2llm.tuples import SCHEMA, TupleStore, assemble, write_arrow
+from f2llm.registry import choose_sources, load_registry
+from f2llm.sources import evaluation_tasks, load_source, parts_of
+from f2llm.tuples import DOCUMENTS, SCHEMA, TupleStore
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -89,17 +95,17 @@ SMALL_SOURCES = {  # rows, negatives per row, and what the registry says of it
 
 def write_small_store(folder: Path) -> None:
     """Four sources whose texts name themselves; row 3 of 'pairs' has too few negatives, rows 0 and 1 one group."""
-    documents, sources = [], {}
-    (folder / "tuples").mkdir(parents=True)
+    sources = {}
+    for kind in ("tuples", "documents"):
+        (folder / kind).mkdir(parents=True)
     for name, (count, num_negatives, entry) in SMALL_SOURCES.items():
-        first = len(documents)
-        documents += [f"{name} document {number}" for number in range(count + 10)]
+        documents = [f"{name} document {number}" for number in range(count + 10)]
         rows = [
             {
                 "query": f"{name} query {number}",
-                "passage": first + number,
+                "passage": number,
                 "group": 0 if number < 2 else number,
-                "negatives": [first + (number + 2 + step) % (count + 10) for step in range(num_negatives)],
+                "negatives": [(number + 2 + step) % (count + 10) for step in range(num_negatives)],
                 "language": "en",
             }
             for number in range(count)
@@ -107,9 +113,10 @@ def write_small_store(folder: Path) -> None:
         if name == "pairs":
             rows[3]["negatives"] = rows[3]["negatives"][:1]
         write_arrow(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "tuples" / f"{name}.arrow")
-        sources[name] = entry
-    write_arrow(pa.table({"text": documents}), folder / "documents.arrow")
-    (folder / "manifest.json").write_text(json.dumps({"sources": sources}))
+        write_arrow(pa.table({"text": documents}, schema=DOCUMENTS), folder / "documents" / f"{name}.arrow")
+        sources[name] = entry | {"negatives": "mine" if entry["task"] == "retrieval" else "labels"}
+    hashes = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.arrow"))}
+    (folder / "manifest.json").write_text(json.dumps({"sources": sources, "sha256": hashes}))
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +152,7 @@ def registry():
 @pytest.fixture(scope="session")
 def texts(config):
     """(training, evaluation) texts: the slow part of the suite, at most half a minute."""
-    return embedded_texts(config.data)
+    return embedded_texts(config.data.held_out_percent, config.data.split)
 
 
 @pytest.fixture(scope="session")
@@ -159,5 +166,6 @@ def assembled(texts, registry, config, tmp_path_factory):
 def assemble_some(registry, config, out: Path) -> dict:
     """What the stage `data` does; returns the manifest's sources."""
     data, seed = config.data, config.seed
-    sources, evaluation = choose_sources(registry, data), evaluation_tasks(data, seed)
-    return assemble(sources, lambda source: load_source(source, data, seed), evaluation, data.negatives, seed, out)
+    chosen, _ = choose_sources(registry, data, config.recipe)
+    records = partial(load_source, data=data, seed=seed)
+    return assemble(parts_of(chosen, data), records, evaluation_tasks(data, seed), data, seed, out)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import SMALL_SOURCES
 
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives
@@ -151,13 +152,19 @@ def test_nothing_is_withheld_without_validation(small_store, tiny_training):
     assert list(batches.validation()) == []
 
 
+def test_rows_with_too_few_negatives_are_counted(small_store, tiny_training):
+    batches = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
+    assert batches.too_few == {"pairs": 1}
+    assert 3 not in batches.rows["pairs"] and len(batches.rows["pairs"]) == SMALL_SOURCES["pairs"][0] - 1
+
+
 # Contents ---------------------------------------------------------------------------------------
 
 
 def test_a_batch_holds_one_source_with_its_own_passages_and_negatives(batches, small_store):
-    documents = small_store.documents.to_pylist()
     compared = 0
     for batch in (batches[step] for step in range(batches.per_epoch)):
+        documents = small_store.documents[batch.source]
         rows = {row["query"]: row for row in small_store.tables[batch.source].to_pylist()}
         wanted = batches.num_negatives(batch.source)
         assert batch.hard_negatives.shape == (len(batch.rows), wanted)
@@ -166,7 +173,7 @@ def test_a_batch_holds_one_source_with_its_own_passages_and_negatives(batches, s
             own = [documents[negative] for negative in row["negatives"]]
             drawn = [plain(batch.texts[negative]) for negative in batch.hard_negatives[position]]
             assert plain(batch.texts[batch.passage[position]]) == documents[row["passage"]]
-            assert batch.group[position] == row["group"]
+            assert (batch.group[position], batch.document[position]) == (row["group"], row["passage"])
             assert len(set(drawn)) == wanted and set(drawn) <= set(own)
             compared += wanted
     assert compared > 40, "vacuous: few negatives were compared"

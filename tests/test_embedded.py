@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from f2llm.embedded.records import bitext, function_pairs, message_labels
+from f2llm.arrow import read_arrow
+from f2llm.embedded.records import function_pairs, message_labels, message_pairs
 from f2llm.embedded.tasks import LATIN, OTHER_SCRIPTS, _overlap, tasks
 from f2llm.embedded.tasks import ZERO_SHOT as ZERO_SHOT_TASKS
 from f2llm.embedded.texts import (
@@ -19,7 +20,6 @@ from f2llm.embedded.texts import (
     script_of,
 )
 from f2llm.text import normalise
-from f2llm.tuples import read_arrow
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def few_texts():
 
 @pytest.mark.parametrize("partner", ["any", "english"])
 def test_bitext_pairs_two_languages_of_one_concept(few_texts, partner):
-    records = bitext(few_texts, {"domains": ["animal:"], "partner": partner}, rows=50, seed="s")
+    records = message_pairs(few_texts, {"domains": ["animal:"], "partner": partner}, rows=50, seed="s")
     known = few_texts.by_concept(["animal:"])
     assert len(records) >= 6
     for record in records:
@@ -225,7 +225,7 @@ def test_bitext_pairs_two_languages_of_one_concept(few_texts, partner):
         assert {record["query"], record["passage"]} <= set(known[record["group"]].values())
         assert partner == "any" or "en" in (record["language"], record["to"])
     assert "Internet" not in {record["query"] for record in records}, "equal texts are no pair"
-    assert len(bitext(few_texts, {"domains": ["animal:"], "partner": partner}, rows=2, seed="s")) == 2
+    assert len(message_pairs(few_texts, {"domains": ["animal:"], "partner": partner}, rows=2, seed="s")) == 2
 
 
 def test_functions_without_the_wanted_text_are_left_out(few_texts):

@@ -13,7 +13,7 @@ from .texts import Message, Texts, language_of, script_of
 ENGLISH_SHARE = 0.5  # of the bitext pairs with a choice of partner have English on one side
 
 
-def bitext(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict]:
+def message_pairs(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict]:
     """Pairs of one message in two languages, spread evenly over locales. fields: domains, partner."""
     draw = random.Random(seed)
     by_concept = texts.by_concept(fields["domains"])
@@ -83,7 +83,7 @@ LABELS = {
     "package": lambda function: function.package,
     "construct": lambda function: "a class" if function.is_class else "a function",
 }
-BUILDERS = {build.__name__: build for build in (bitext, function_pairs, message_labels, function_labels)}
+BUILDERS = {build.__name__: build for build in (message_pairs, function_pairs, message_labels, function_labels)}
 
 
 def _spread(pairs: list[tuple[str | Message, str]], draw: random.Random) -> list[tuple]:
