@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .config import root
-from .mining import Tfidf
+from .miners import Tfidf
 from .model import Embedder
 from .tuples import load_tasks
 

@@ -21,7 +21,7 @@ from f2llm.evaluate import (
     metrics,
     tfidf_encoder,
 )
-from f2llm.mining import Tfidf
+from f2llm.miners import Tfidf
 
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct:UserWarning")  # of mteb
 ENGLISH = ["eng-Latn"]

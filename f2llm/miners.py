@@ -1,0 +1,221 @@
+"""Who says which texts are near: character n-grams, a model of this kit, or a model of sentence-transformers.
+
+A miner has `encode_queries(texts, instruction)` and `encode_documents(texts)`, which give one row of unit length per
+text, and `key`, a hash of everything that these rows depend on besides the texts.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+from .checkpoint import clear_errors, sha256
+from .config import Mine
+from .model import Embedder
+from .text import prompted
+
+MAX_CHARACTERS = 200  # of a text, for TF-IDF: what follows in a long docstring adds cost, not neighbours
+ENGINE = ("attention", "model", "packing")  # modules that compute the embeddings of a model folder
+MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, settings, vocabularies
+
+
+class Tfidf:
+    """Character n-grams weighed by inverse document frequency: the miner and the baseline of the embedded default."""
+
+    block, cached = 1024, False
+
+    def __init__(self, texts: Iterable[str], num_features: int = 2**14):
+        self.vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=num_features, norm=None)
+        self.weights = TfidfTransformer(sublinear_tf=False)
+        texts, number, frequencies = iter(texts), 0, np.zeros(num_features)
+        while block := list(islice(texts, self.block)):
+            frequencies += np.bincount(self.vectorizer.transform(block).indices, minlength=num_features)
+            number += len(block)
+        self.weights.idf_ = np.log((number + 1) / (frequencies + 1)) + 1  # what its `fit` computes, block by block
+
+    @property
+    def key(self) -> str:
+        settings = f"tfidf {self.vectorizer.get_params()} {MAX_CHARACTERS}"
+        return hashlib.sha256(settings.encode() + self.weights.idf_.tobytes()).hexdigest()
+
+    def encode(self, texts: list[str]) -> sparse.csr_matrix:
+        """Unit-length rows (N, num_features)."""
+        return self.weights.transform(self.vectorizer.transform(texts)).astype(np.float32).tocsr()
+
+    def encode_queries(self, texts: list[str], instruction: str | None) -> sparse.csr_matrix:
+        """Rows of the texts' beginnings; an instruction would only make all queries alike and is left out."""
+        return self.encode_documents(texts)
+
+    def encode_documents(self, texts: list[str]) -> sparse.csr_matrix:
+        """Rows of the texts' beginnings."""
+        return unit_rows(self.encode([text[:MAX_CHARACTERS] for text in texts]), texts, "tfidf")
+
+
+class EmbedderMiner:
+    """A model folder of this kit, such as models/stage1. It is loaded when the first text is embedded.
+
+    max_tokens: of one text, prompt included, unless the model takes fewer.
+    """
+
+    block, cached = 4096, True
+
+    def __init__(self, folder: Path, max_tokens: int):
+        self.folder, self.max_tokens = folder, max_tokens
+        engine = [sha256(Path(__file__).with_name(f"{name}.py")) for name in ENGINE]
+        self.key = _folder_key("embedder", folder, max_tokens, *engine)
+
+    @cached_property
+    def model(self) -> Embedder:
+        embedder = Embedder.load(self.folder)
+        embedder.max_tokens = min(embedder.max_tokens, self.max_tokens)
+        return embedder
+
+    def encode_queries(self, texts: list[str], instruction: str | None) -> np.ndarray:
+        """Float32 rows of the texts with the instruction before them."""
+        return unit_rows(self.model.encode(texts, instruction), texts, str(self.folder))
+
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        """Float32 rows of the raw texts."""
+        return self.encode_queries(texts, None)
+
+
+class SentenceTransformerMiner:
+    """Any model that sentence-transformers loads from this disk; prompts of its own are not used, ours are.
+
+    It never downloads and never runs code that comes with a model.
+    """
+
+    block, cached = 4096, True
+
+    def __init__(self, name: str, max_tokens: int):
+        self.folder, self.max_tokens = _on_this_disk(name), max_tokens
+        self.key = _folder_key("sentence-transformers", self.folder, max_tokens)
+
+    @cached_property
+    def model(self):
+        model = _sentence_transformers().SentenceTransformer(str(self.folder), local_files_only=True)
+        longest = model.max_seq_length or self.max_tokens
+        if longest != math.inf:  # static embeddings have no length to set
+            model.max_seq_length = min(longest, self.max_tokens)
+        return model
+
+    def encode_queries(self, texts: list[str], instruction: str | None) -> np.ndarray:
+        """Float32 rows of the texts with the instruction before them."""
+        return self._rows(self.model.encode_query, texts, prompted("", instruction))
+
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        """Float32 rows of the raw texts."""
+        return self._rows(self.model.encode_document, texts, "")
+
+    def _rows(self, encode, texts: list[str], prompt: str) -> np.ndarray:
+        rows = encode(texts, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
+        return unit_rows(np.asarray(rows, dtype=np.float32), texts, str(self.folder))
+
+
+def miner_of(rules: Mine, texts: Iterable[str]):
+    """The miner that `rules.miner` names; texts: what TF-IDF counts its frequencies over, others do not read them."""
+    kind, _, name = rules.miner.partition(":")
+    if rules.miner == "tfidf":
+        return Tfidf(text[:MAX_CHARACTERS] for text in texts)
+    if kind == "embedder" and name:
+        return EmbedderMiner(Path(name), rules.max_tokens)
+    if kind == "sentence-transformers" and name:
+        return SentenceTransformerMiner(name, rules.max_tokens)
+    raise ValueError(
+        f"mine.miner is {rules.miner!r}, but must be tfidf, embedder:<folder> or sentence-transformers:<folder or "
+        "name>; remedy: for example embedder:models/stage1"
+    )
+
+
+def unit_rows(rows, texts: list[str], miner: str):
+    """`rows` as they are; a ValueError names the first text without a direction, which is near to nothing."""
+    lengths = sparse.linalg.norm(rows, axis=1) if sparse.issparse(rows) else np.linalg.norm(rows, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # also where it is not a number
+    if len(wrong):
+        raise ValueError(
+            f"miner {miner}: the embedding of text {texts[wrong[0]][:60]!r} has length {lengths[wrong[0]]}, but must "
+            f"have 1 (the first of {len(wrong)} among {len(texts)}); remedy: another model, or leave the text out"
+        )
+    return rows
+
+
+def _folder_key(kind: str, folder: Path, max_tokens: int, *more: str) -> str:
+    """Hash of a model folder's weights, settings and tokenizer, by content, and of what else counts."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in MODEL_FILES and file.is_file())
+    if not any(file.suffix in {".safetensors", ".bin"} for file in files):
+        raise ValueError(
+            f"mine.miner {kind}:{folder}: there are no model weights in {folder}; "
+            "remedy: the folder of a trained model (dvc repro stage1 makes models/stage1), or miner: tfidf"
+        )
+    parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join([kind, str(max_tokens), *more, *parts]).encode()).hexdigest()
+
+
+def _sentence_transformers():
+    try:
+        import sentence_transformers
+    except ImportError:
+        raise ValueError(
+            "mine.miner asks for sentence-transformers, which is not installed; "
+            "remedy: pip install sentence-transformers, or embedder:<folder>"
+        ) from None
+    return sentence_transformers
+
+
+def _on_this_disk(name: str) -> Path:
+    """The folder of a model: itself, or where the hub's cache has it."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError) as error:  # not there, or no name at all
+        raise ValueError(
+            f"mine.miner sentence-transformers:{name}: neither a folder nor a model in the hub's cache "
+            f"({type(error).__name__}); remedy: hf download {name}, which needs a network once"
+        ) from None
+
+
+# Embeddings on disk ------------------------------------------------------------------------------
+
+
+def embedded_block(folder: Path, name: str, texts: list[str], encode) -> Path:
+    """The file under `folder` with encode(texts), which is called only if it is not there whole.
+
+    name: what the rows depend on besides the texts. The file is a .npy array followed by a hash of the texts'
+    key and the array: one that was cut short, changed or put there under another's name is computed again.
+    """
+    key = hashlib.sha256(name.encode())
+    for text in texts:
+        content = text.encode()
+        key.update(len(content).to_bytes(8) + content)
+    path = folder / f"{key.hexdigest()}.npy"
+    if _is_whole(path):
+        return path
+    aside, rows = path.with_suffix(".writing"), encode(texts)
+    with clear_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.save(file, rows)
+        with aside.open("ab") as file:
+            file.write(_seal(path, aside.read_bytes()))
+        aside.rename(path)
+    return path
+
+
+def _seal(path: Path, array: bytes) -> bytes:
+    return hashlib.sha256(path.stem.encode() + array).digest()
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return content[-32:] == _seal(path, content[:-32])
