@@ -95,12 +95,13 @@ class Embedder:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text: cut to max_tokens - 1, then exactly one EOS."""
-        options = {"add_special_tokens": False, "truncation": True, "max_length": self.max_tokens - 1}
-        ids = []
+        backend, ids = self.tokenizer.backend_tokenizer, []
         for start in range(0, len(texts), 1024):  # what a tokenizer finds beside ids takes a hundred bytes a token
             with self._tokenizing:
-                found = self.tokenizer(texts[start : start + 1024], **options)["input_ids"]
-            ids += [[*tokens, self.tokenizer.eos_token_id] for tokens in found]
+                backend.no_padding()
+                backend.enable_truncation(self.max_tokens - 1)
+                found = backend.encode_batch_fast(texts[start : start + 1024], add_special_tokens=False)
+            ids += [[*encoding.ids, self.tokenizer.eos_token_id] for encoding in found]
         return ids
 
     def embed(self, token_ids: list[list[int]]) -> Tensor:
@@ -191,6 +192,7 @@ class Embedder:
     def write(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The files of `save`, into a folder that is there; weights: instead of the model's own, if sharded."""
         self.model.save_pretrained(folder, state_dict=weights)
+        self.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
         self.tokenizer.save_pretrained(folder)
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
 

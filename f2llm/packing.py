@@ -1,8 +1,9 @@
 """Texts of all lengths in rows without padding, filled up to a budget of tokens, and shared out between processes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +31,13 @@ class Pack:
         return Pack(self.rows, *moved, self.longest)
 
 
-def pack(token_ids: list[list[int]], token_budget: int, rows: list[int] | None = None) -> Iterator[Pack]:
-    """Packs of at most `token_budget` tokens, shortest texts first; a longer text goes alone.
+def pack(token_ids: list[Sequence[int]], token_budget: int) -> Iterator[Pack]:
+    """Packs of at most `token_budget` tokens of all texts, shortest texts first; a longer text goes alone.
 
-    token_ids: of all texts; rows: the texts to pack, all if None. Neighbours of equal length are what
-    attention on CPU computes together.
+    Neighbours of equal length are what attention on CPU computes together.
     """
     lengths = [len(ids) for ids in token_ids]
-    for group in fill(lengths, token_budget, range(len(lengths)) if rows is None else rows):
+    for group in fill(lengths, token_budget, range(len(lengths))):
         yield make_pack(group, [token_ids[row] for row in group])
 
 
@@ -54,12 +54,12 @@ def fill(lengths: list[int], token_budget: int, rows: Iterable[int]) -> Iterator
         yield group
 
 
-def make_pack(rows: list[int], token_ids: list[list[int]]) -> Pack:
+def make_pack(rows: list[int], token_ids: list[Sequence[int]]) -> Pack:
     """One pack of texts that have a token or more; rows may be fewer: an empty pack is one text that is no row."""
     lengths = torch.tensor([len(ids) for ids in token_ids])
     boundaries = torch.zeros(len(token_ids) + 1, dtype=torch.int32)
     boundaries[1:] = lengths.cumsum(0)
-    input_ids = torch.tensor([token for ids in token_ids for token in ids]).unsqueeze(0)
+    input_ids = torch.from_numpy(np.concatenate(token_ids, dtype=np.int64)).unsqueeze(0)
     starts = boundaries[:-1].long().repeat_interleave(lengths)
     position_ids = (torch.arange(input_ids.shape[1]) - starts).unsqueeze(0)
     return Pack(rows, input_ids, position_ids, boundaries, int(lengths.max()))

@@ -16,7 +16,8 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives, read_yaml, resolve
 from f2llm.model import Embedder
 from f2llm.run import Run
-from f2llm.train import accumulate_gradients, embed_without_gradient, prepare, train, validate
+from f2llm.step import accumulate_gradients, embed_without_gradient, prepare, validate
+from f2llm.train import train
 from f2llm.tuples import TupleStore
 
 SETTINGS = {

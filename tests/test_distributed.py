@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from f2llm import distributed
 from f2llm.batches import HomogeneousBatches
 from f2llm.model import Embedder
-from f2llm.train import compute_losses
+from f2llm.step import compute_losses
 from f2llm.tuples import TupleStore
 
 

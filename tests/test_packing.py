@@ -27,7 +27,8 @@ def test_a_pack_is_its_texts_end_to_end_with_their_boundaries_and_positions():
     assert part.boundaries.tolist() == [0, 1, 3, 6] and part.boundaries.dtype == torch.int32
     assert (part.longest, part.num_tokens) == (3, 6)
     assert [part.rows for part in pack(token_ids, token_budget=3)] == [[1, 2], [0]]
-    assert [part.rows for part in pack(token_ids, token_budget=9, rows=[0, 1])] == [[1, 0]]
+    (stored,) = pack([np.array(ids, dtype=np.int32) for ids in token_ids], token_budget=10)
+    assert torch.equal(stored.input_ids, part.input_ids) and stored.input_ids.dtype == torch.int64
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 8])

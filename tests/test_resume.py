@@ -19,11 +19,12 @@ from test_notebooks import closure
 from trainings import NO_MOUNT
 
 from f2llm import checkpoint, train
+from f2llm.arrow import read_arrow, write_arrow
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import Shape
 from f2llm.model import Embedder
 from f2llm.train import CODE, scratch_folder
-from f2llm.tuples import TupleStore, read_arrow, write_arrow
+from f2llm.tuples import TupleStore
 
 STEPS = 7  # checkpoints after 2, 4, 6 and 7; validation after 3, 6 and 7
 OUT = {"stage2": ["stage2"], "distill": ["distilled/one", "distilled/two"]}

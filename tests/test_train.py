@@ -9,24 +9,22 @@ import pytest
 import torch
 from conftest import SMALL_SOURCES, write_small_store
 
+from f2llm.arrow import read_arrow, write_arrow
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives, Shape
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
 from f2llm.model import Embedder
 from f2llm.run import Run
-from f2llm.train import (
+from f2llm.step import (
     accumulate_gradients,
     ahead,
     compute_losses,
     embed_without_gradient,
-    inputs_and_outputs,
     num_kept,
     prepare,
-    run_stage,
-    train,
     validate,
 )
-from f2llm.tuples import read_arrow, write_arrow
+from f2llm.train import inputs_and_outputs, run_stage, train
 
 
 @pytest.fixture

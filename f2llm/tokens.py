@@ -1,0 +1,82 @@
+"""Token ids of documents, memory-mapped: made once by all cores, then read by every process in every epoch.
+
+A training meets a document many times, as a passage and as a negative; its queries, whose prompt is a matter of the
+stage, are a twentieth of the tokens and are tokenised as they come.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from .arrow import BATCH, Documents, read_arrow
+from .checkpoint import clear_errors
+from .model import Embedder
+from .tuples import TupleStore
+
+SCHEMA = pa.schema({"tokens": pa.list_(pa.int32())})
+
+
+class Tokens(Sequence):
+    """Token ids by row, each text cut and ended as `Embedder.tokenize` does; int32 views into a file."""
+
+    def __init__(self, path: Path):
+        chunks = read_arrow(path)["tokens"].chunks
+        self.ends = [chunk.offsets.to_numpy() for chunk in chunks]
+        self.ids = [chunk.values.to_numpy() for chunk in chunks]
+        self.num_rows = sum(len(ends) - 1 for ends in self.ends)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not 0 <= row < len(self):
+            raise IndexError(f"document {row} of {len(self)}")
+        number, offset = divmod(int(row), BATCH)
+        start, end = self.ends[number][offset : offset + 2]
+        return self.ids[number][start:end]
+
+
+def tokenise(store: TupleStore, parts: list[str], model: Embedder, scratch: Path, quiet: bool = False) -> dict:
+    """{part: Tokens} of the documents of some parts; what an earlier call has made is used again.
+
+    The files' names hold the hashes of tokenizer, longest text and documents. Each is there whole or not at all.
+    """
+    folder = Path(scratch) / hashlib.sha256(_settings(model).encode()).hexdigest()[:12]
+    files = {part: folder / f"{part}-{store.sha256(f'documents/{part}.arrow')[:12]}.arrow" for part in parts}
+    todo = [part for part, path in files.items() if not path.exists()]
+    total = sum(len(store.documents[part]) for part in todo)
+    with tqdm(total=total, desc="documents tokenised", disable=quiet or total < BATCH, unit_scale=True) as bar:
+        for part in todo:
+            with clear_errors(files[part]):
+                _write(store.documents[part], model, files[part], bar)
+    return {part: Tokens(path) for part, path in files.items()}
+
+
+def _settings(model: Embedder) -> str:
+    model.tokenizer.backend_tokenizer.no_truncation()  # set by the last call, and no part of what the tokenizer is
+    return f"{model.max_tokens} {model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
+
+
+def _write(documents: Documents, model: Embedder, path: Path, bar: tqdm) -> None:
+    """Write aside, then into place; the tokenizer shares out each block over all cores."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, found = path.with_suffix(".writing"), []
+    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for texts in documents.blocks(1024):  # a divisor of BATCH
+            found += [np.asarray(ids, dtype=np.int32) for ids in model.tokenize(texts)]
+            bar.update(len(texts))
+            if len(found) == BATCH:
+                writer.write_batch(_batch(found))
+                found = []
+        if found:
+            writer.write_batch(_batch(found))
+    aside.replace(path)
+
+
+def _batch(token_ids: list[np.ndarray]) -> pa.RecordBatch:
+    ends = np.cumsum([0, *map(len, token_ids)], dtype=np.int32)
+    return pa.record_batch([pa.ListArray.from_arrays(ends, np.concatenate(token_ids))], schema=SCHEMA)
