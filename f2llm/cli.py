@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from .checkpoint import clear_finished, require_writable
-from .config import load_config, read_yaml, resolve, root, write_config
+from .config import load_config, overrides_of, read_yaml, resolve, root, write_config
 from .notebook import code_of, execute, write_html
-from .plan import check, slurm_script, torchrun_line
+from .plan import require_valid, slurm_script, torchrun_line
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
@@ -62,6 +62,52 @@ def run(
 
 
 @app.command()
+def fetch(
+    size: Annotated[str | None, typer.Argument(help="a size; without it model.size of params.yaml")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="as in --set data.from=released")] = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
+    adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
+) -> None:
+    """Bring all published files that a size trains on into its mirror folder; interrupted, it goes on when repeated."""
+    from . import hub
+    from .mirror import Mirror
+    from .registry import choose_sources, load_registry
+    from .sources import files_needed
+
+    config = load_config(size, **overrides_of(settings))
+    mirror = root() / config.data.mirror
+    if verify:
+        problems = Mirror(mirror).verify()
+        print("\n".join(problems) or f"{mirror}: all files that were fetched are there, unchanged")
+        raise typer.Exit(bool(problems))
+    if adopt:
+        hub.adopt(mirror, config.data.released, adopt, config.data.revision)
+    needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
+    if not needed:
+        print(f"data.from is {config.data.source}: nothing to fetch; the papers' tuples: --set data.from=released")
+    plans = hub.plan_all([] if adopt else needed)
+    for plan in plans:
+        print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
+    for plan in plans:
+        hub.fetch(plan, mirror)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="JSON Lines, CSV, TSV or Parquet with query, and passage or label")],
+    task: Annotated[str | None, typer.Option(help="retrieval, clustering or classification; or by its columns")] = None,
+    instruction: Annotated[str | None, typer.Option(help="what is put before its queries")] = None,
+    model: Annotated[Path | None, typer.Option(help="whose tokens are counted")] = None,
+) -> None:
+    """Look at a file of training data as the pipeline will: exit code 0 if it is usable, 1 with all problems listed."""
+    from .check import check_file
+
+    report = check_file(file, load_config().stage2.max_tokens, task=task, instruction=instruction, model=model)
+    print(report)
+    raise typer.Exit(not report.usable)
+
+
+@app.command()
 def plan(
     stage: Annotated[str, typer.Argument(help="stage1, stage2 or distill")],
     nodes: Annotated[int, typer.Option(help="machines")] = 1,
@@ -70,7 +116,7 @@ def plan(
     hours: Annotated[int, typer.Option(help="time limit of the Slurm job")] = 24,
 ) -> None:
     """What to type to train a stage on several GPUs and machines: the same result as on one."""
-    check(stage, nodes, gpus)
+    require_valid(stage, nodes, gpus)
     print(slurm_script(stage, nodes, gpus, hours) if slurm else torchrun_line(stage, nodes, gpus))
 
 
@@ -86,11 +132,14 @@ def summary(
 
 @app.command()
 def readme() -> None:
-    """Put the table of results into README.md, between its two markers."""
-    from .report import readme_with_results
+    """Put the table of results into README.md, and the registry's tables into data/README.md, between their marks."""
+    from .registry import MARKS, load_registry, registry_markdown
+    from .report import put_between, readme_with_results
 
-    path = root() / "README.md"
+    path, of_data = root() / "README.md", root() / "data" / "README.md"
     path.write_text(readme_with_results(path.read_text(encoding="utf-8"), root()), encoding="utf-8")
+    tables = registry_markdown(load_registry(root() / "data" / "sources.yaml"))
+    of_data.write_text(put_between(of_data.read_text(encoding="utf-8"), MARKS, tables), encoding="utf-8")
 
 
 def main() -> None:
@@ -100,3 +149,6 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)

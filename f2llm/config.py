@@ -52,19 +52,30 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Data:
-    source: str  # `from` in params.yaml: embedded
+    source: str  # `from` in params.yaml: embedded, released, sources, local
+    mirror: str
+    released: str
+    revision: str
+    cap_per_source: int
+    negatives: int
+    deduplicate: str  # none, exact, normalised
+    decontaminate: str  # none, exact, ngram
+    licences: str  # all, known, commercial
+    only: list[str]
+    leave_out: list[str]
     held_out_percent: int  # of messages and modules, for evaluation
     split: str
-    negatives: int
-    leave_out: list[str]
 
 
 @dataclass(frozen=True)
 class Mine:
-    miner: str
+    miner: str  # tfidf, embedder:<folder> or sentence-transformers:<folder or name>
     anchor: str
+    instructions: bool
+    max_tokens: int
     range_max: int
     skip: int
+    skip_after: str  # ranking, limits
     max_score: float
     relative_margin: float
     keep: int
@@ -181,6 +192,21 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
     return config
 
 
+def overrides_of(settings: list[str]) -> dict:
+    """{'data': {'from': 'released'}} of ['data.from=released']: values as YAML, for `load_config`."""
+    tables = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        section, _, key = path.partition(".")
+        if not (section and key and equals):
+            raise ValueError(f"--set {setting!r} is not of the form section.key=value, as in data.from=released")
+        try:
+            tables.setdefault(section, {})[key] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting!r}: the value is not valid YAML: {error}") from None
+    return tables
+
+
 def write_config(config: Config, path: Path) -> None:
     """The resolved configuration as a params file for DVC."""
     values = asdict(config)
@@ -193,7 +219,7 @@ def write_config(config: Config, path: Path) -> None:
 # Reading ----------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C reads the registry in a tenth of a second
     """YAML 1.2 numbers and booleans: DVC writes 1e-05 after -S x=1e-5, which PyYAML reads as a string."""
 
 
@@ -289,9 +315,12 @@ TRAINING_STAGES = ("stage1", "stage2", "distill")
 TASKS = ("retrieval", "clustering", "classification")
 _CHOICES = {
     "backbone.source": ("embedded",),
-    "data.source": ("embedded",),
-    "mine.miner": ("tfidf",),
+    "data.source": ("embedded", "released", "sources", "local"),
+    "data.deduplicate": ("none", "exact", "normalised"),
+    "data.decontaminate": ("none", "exact", "ngram"),
+    "data.licences": ("all", "known", "commercial"),
     "mine.anchor": ("query", "passage"),
+    "mine.skip_after": ("ranking", "limits"),
     "evaluate.benchmark": ("embedded",),
     "machine.recompute": ("none", "selective", "full"),
     "stage1.in_batch_gradient": ("full", "query_only"),
@@ -333,6 +362,7 @@ def _check_values(config: Config) -> None:
                 f"{shown} is {value!r}, but must be one of: {', '.join(choices)}{_closest(value, choices)}"
             )
     _check_shapes(config)
+    _check_data(config.data, config.stage2)
     _check_mining(config.mine)
     for section in TRAINING_STAGES:
         _check_training(getattr(config, section), section, config)
@@ -378,7 +408,23 @@ def _check_shapes(config: Config) -> None:
             raise ValueError(f"evaluate.dims has {dim}, but the embedding has only {backbone.hidden_dim} dimensions")
 
 
+def _check_data(data: Data, stage2: Training) -> None:
+    if not re.fullmatch(r"[0-9a-f]{40}", data.revision):
+        raise ValueError(f"data.revision is {data.revision!r}, but must be a commit of the hub: 40 hexadecimal digits")
+    if 0 < data.cap_per_source < (stage2.cap_per_source or float("inf")):
+        raise ValueError(
+            f"data.cap_per_source is {data.cap_per_source}, but stage2.cap_per_source asks for "
+            f"{stage2.cap_per_source or 'all rows'}; remedy: keep at least as many, 0 keeps all"
+        )
+
+
 def _check_mining(mine: Mine) -> None:
+    kind, _, model = mine.miner.partition(":")
+    if mine.miner != "tfidf" and not (kind in ("embedder", "sentence-transformers") and model):
+        raise ValueError(
+            f"mine.miner is {mine.miner!r}, but must be tfidf, embedder:<folder> or "
+            "sentence-transformers:<folder or name>, as in embedder:models/stage1"
+        )
     if mine.skip + mine.keep > mine.range_max:
         raise ValueError(
             f"mine.keep is {mine.keep}, but only {mine.range_max - mine.skip} candidates remain "
@@ -407,6 +453,13 @@ def _check_training(training: Training, section: str, config: Config) -> None:
         raise ValueError(f"{section}.betas is {training.betas}, but must be two numbers below 1")
     if unknown := set(training.in_batch_tasks) - set(TASKS):
         raise ValueError(f"{section}.in_batch_tasks has {sorted(unknown)}, but tasks are: {', '.join(TASKS)}")
+    for task in TASKS:
+        lossless = not getattr(training.hard_negatives, task) and not training.distillation_weight
+        if lossless and task not in training.in_batch_tasks:
+            raise ValueError(
+                f"{section}.hard_negatives.{task} is 0, but without them {task} has no loss at all; "
+                f"remedy: 1 or more, or name {task} in {section}.in_batch_tasks"
+            )
     limits = {"retrieval": config.mine.keep, "clustering": config.data.negatives, "classification": 1}
     for task, limit in limits.items():
         wanted = getattr(training.hard_negatives, task)

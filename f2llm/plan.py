@@ -26,7 +26,7 @@ srun --kill-on-bad-exit=1 .venv/bin/python -m torch.distributed.run \\
 """
 
 
-def check(stage: str, nodes: int, gpus: int) -> None:
+def require_valid(stage: str, nodes: int, gpus: int) -> None:
     """A ValueError for what no cluster can run."""
     if stage not in TRAINING_STAGES:
         raise ValueError(f"stage is {stage!r}, but only these train: {', '.join(TRAINING_STAGES)}")

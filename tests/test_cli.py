@@ -50,3 +50,48 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, arguments, cwd, message
     assert done.stderr.startswith(message)
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (ROOT / "x").exists()
+
+
+# Data -------------------------------------------------------------------------------------------
+
+
+def test_check_says_whether_a_file_is_usable(tmp_path):
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
+    good.write_text("query,passage\nwhere?,here\nwhen?,now\n")
+    bad.write_text("query,passage\nwhere?,\n,now\n")
+    done = f2llm("check", good, "--instruction", "Find it.")
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("\nusable"), done.stderr
+    assert "Instruct: Find it." in done.stdout.replace("|", ""), "the prompt is shown as the model sees it"
+    done = f2llm("check", bad)
+    assert done.returncode == 1 and "empty text: 2" in done.stdout
+    assert "bad.csv, row 1, passage" in done.stdout and "bad.csv, row 2, query" in done.stdout
+    done = f2llm("check", tmp_path / "absent.csv")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "does not exist" in done.stderr
+
+
+def test_fetch_says_what_it_would_need_and_why_it_cannot(tmp_path):
+    done = f2llm("fetch")
+    assert done.returncode == 0 and "data.from is embedded: nothing to fetch" in done.stdout
+    mirror = f"data.mirror={tmp_path / 'mirror'}"
+    done = f2llm("fetch", "--set", "data.from=released", "--set", "data.only=[squad, ocgi]", "--set", mirror)
+    assert done.returncode == 1 and "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids the network; remedy" in done.stderr
+    done = f2llm("fetch", "--set", "data.from=released", "--set", "data.only=[squat]")
+    assert done.returncode == 1 and "did you mean 'squad'" in done.stderr
+    done = f2llm("fetch", "--set", "data.from")
+    assert done.returncode == 1 and "is not of the form section.key=value" in done.stderr
+
+
+def test_a_folder_of_released_files_is_taken_over_and_verified(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("squad", "ocgi", "ocgi_part2"):
+        (theirs / f"{name}.parquet").write_bytes(name.encode())
+    settings = ["--set", "data.from=released", "--set", f"data.mirror={tmp_path / 'mirror'}"]
+    settings += ["--set", "data.only=[squad, ocgi]"]
+    done = f2llm("fetch", *settings, "--adopt", theirs)
+    assert done.returncode == 0, done.stderr
+    done = f2llm("fetch", *settings, "--verify")
+    assert done.returncode == 0 and "unchanged" in done.stdout
+    (tmp_path / "mirror" / "codefuse-ai" / "F2LLM-v2" / "ocgi.parquet").unlink()
+    done = f2llm("fetch", *settings, "--verify")
+    assert done.returncode == 1 and "ocgi.parquet is missing" in done.stdout

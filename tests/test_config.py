@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from f2llm.config import Config, load_config, read_yaml, resolve, root, write_config
+from f2llm.config import Config, load_config, overrides_of, read_yaml, resolve, root, write_config
 
 
 def place(params, path, value):
@@ -120,8 +120,13 @@ def test_a_missing_key_is_named(params, path, missing):
         ({"data": {"held_out_percent": 60}}, "data.held_out_percent is 60, but must be from 1 to 50"),
         (
             {"data": {"from": "embeded"}},
-            "data.from is 'embeded', but must be one of: embedded; did you mean",
+            "data.from is 'embeded', but must be one of: embedded, released, sources, local; did you mean 'embedded'",
         ),
+        ({"data": {"revision": "main"}}, "data.revision is 'main', but must be a commit of the hub: 40"),
+        ({"data": {"licences": "free"}}, "data.licences is 'free', but must be one of: all, known, commercial"),
+        ({"data": {"deduplicate": True}}, "data.deduplicate is True (bool), but must be of type str"),
+        ({"mine": {"miner": "embedder:"}}, "mine.miner is 'embedder:', but must be tfidf, embedder:<folder> or"),
+        ({"mine": {"miner": "bm25"}}, "mine.miner is 'bm25', but must be tfidf"),
         ({"mine": {"anchor": "text"}}, "mine.anchor is 'text', but must be one of: query, passage"),
         (
             {"stage1": {"in_batch_tasks": ["ranking"]}},
@@ -152,6 +157,14 @@ def test_values_that_contradict_each_other_are_named_together(params):
             {"stage2": {"matryoshka_min_dim": dim + 1}},
             f"min_dim is {dim + 1}, but the embedding has only {dim}",
         ),
+        (
+            {"stage2": {"hard_negatives": {"clustering": 0}}},
+            "stage2.hard_negatives.clustering is 0, but without them clustering has no loss at all",
+        ),
+        (
+            {"data": {"cap_per_source": 10}},
+            "data.cap_per_source is 10, but stage2.cap_per_source asks for 80000",
+        ),
         ({"stage2": {"max_tokens": 1}}, "max_tokens is 1, but one token and EOS are the least: 2"),
         ({"evaluate": {"dims": [dim + 1]}}, f"evaluate.dims has {dim + 1}, but the embedding has only {dim}"),
         (
@@ -162,6 +175,17 @@ def test_values_that_contradict_each_other_are_named_together(params):
     for override, message in contradictions:
         with pytest.raises(ValueError, match=re.escape(message)):
             resolve(params, "nano", override)
+
+
+def test_settings_of_the_command_line_are_overrides(params):
+    settings = overrides_of(["data.from=released", "data.only=[squad, snli]", "stage1.learning_rate=5e-3"])
+    assert settings == {"data": {"from": "released", "only": ["squad", "snli"]}, "stage1": {"learning_rate": 5e-3}}
+    assert resolve(params, "nano", settings).data.only == ["squad", "snli"]
+    for wrong in ("data.from", "from=released", "data.=1", "=1"):
+        with pytest.raises(ValueError, match=r"is not of the form section\.key=value"):
+            overrides_of([wrong])
+    with pytest.raises(ValueError, match="the value is not valid YAML"):
+        overrides_of(["data.only=[a"])
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from f2llm.config import TRAINING_STAGES, read_yaml
-from f2llm.plan import check, slurm_script, torchrun_line
+from f2llm.plan import require_valid, slurm_script, torchrun_line
 
 
 @pytest.mark.parametrize("stage", TRAINING_STAGES)
@@ -53,7 +53,7 @@ def test_the_slurm_script_trains_and_then_records(tmp_path):
 @pytest.mark.parametrize("wrong", [("mine", 1, 1), ("stage1", 0, 1), ("stage1", 1, -2)])
 def test_what_cannot_run_is_an_error(wrong):
     with pytest.raises(ValueError, match=r"only these train|must be 1 or more"):
-        check(*wrong)
+        require_valid(*wrong)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
