@@ -30,8 +30,8 @@ repro: .venv/installed  ## the whole pipeline on the configured size, then the r
 test: .venv/installed  ## all tests
 	@python -m pytest
 
-bench: .venv/installed  ## speed and memory on this CPU, side by side (half an hour), then the README's table
-	@for name in training encode matryoshka memory distillation; do python -m benchmarks.$$name || exit 1; done
+bench: .venv/installed  ## speed and memory on this CPU, side by side (about an hour), then the README's table
+	@for name in training encode matryoshka memory distillation data; do python -m benchmarks.$$name || exit 1; done
 	@python -m benchmarks.table
 
 lint: .venv/installed  ## style of code and notebooks; notebooks without outputs

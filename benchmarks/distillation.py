@@ -14,7 +14,7 @@ from benchmarks.harness import gate, interleave, keep_freed_memory, ratio, write
 from benchmarks.legs import MAX_TOKENS, SHAPE, SMALL_SHAPE, draw_batch, new_model, word_tokenizer
 from f2llm.config import load_config
 from f2llm.model import Embedder
-from f2llm.train import accumulate_gradients, clip_gradients, embed_without_gradient, prepare
+from f2llm.step import accumulate_gradients, clip_gradients, embed_without_gradient, prepare
 
 STUDENT = {**SHAPE, "hidden": 128, "layers": 3, "head": 32, "query_heads": 4, "key_value_heads": 2, "mlp": 384}
 FULL = {"teacher": SHAPE, "student": STUDENT, "batch": 8, "rounds": 5}

@@ -121,7 +121,8 @@ def draw_batch(size: int, tokenizer: PreTrainedTokenizerFast, random: np.random.
     texts = [*query, *documents]
     rows = np.arange(size, len(texts)).reshape(size, 1 + HARD_NEGATIVES)
     every = np.arange(size)
-    batch = Batch("random", "retrieval", every, texts, every, rows[:, 0], rows[:, 1:], group=every)
+    raw = [None] * len(texts)
+    batch = Batch("random", "retrieval", every, texts, every, rows[:, 0], rows[:, 1:], rows[:, 0], every, stored=raw)
     return TokenBatch(batch, tokenizer(texts)["input_ids"])
 
 

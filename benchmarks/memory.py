@@ -14,7 +14,7 @@ from benchmarks.harness import in_child, keep_freed_memory, peak_memory, write
 from benchmarks.legs import MAX_TOKENS, SMALL_SHAPE, draw_batch, new_model, word_tokenizer
 from f2llm.config import load_config
 from f2llm.model import Embedder
-from f2llm.train import accumulate_gradients, prepare
+from f2llm.step import accumulate_gradients, prepare
 
 SIZES = [32, 128, 512]  # queries of a global batch, 9 texts each
 PLAIN = 64  # the largest batch that is also measured with all activations kept

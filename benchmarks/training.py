@@ -41,7 +41,7 @@ from f2llm.config import load_config
 from f2llm.losses import matryoshka_dims
 from f2llm.model import Embedder
 from f2llm.optimizer import build_optimizer
-from f2llm.train import accumulate_gradients, clip_gradients, prepare
+from f2llm.step import accumulate_gradients, clip_gradients, prepare
 
 FULL = {"shape": SHAPE, "rounds": 3, "batch_sizes": [4, 16], "token_budget": 4096, "compile": True}
 QUICK = {"shape": SMALL_SHAPE, "rounds": 1, "batch_sizes": [2, 3], "token_budget": 1024, "compile": False}

@@ -5,12 +5,14 @@ import json
 import math
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import encode, harness, legs, matryoshka, training
+from benchmarks import data, encode, harness, legs, matryoshka, training
 from benchmarks.table import lines
 from f2llm.losses import matryoshka_dims
+from f2llm.tokens import Tokens
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -178,13 +180,38 @@ def test_memory_of_a_step_counts_its_tokens_and_not_the_way():
     assert cached["tokens"] == plain["tokens"] > 1000 and plain["growth_mib"] >= 0
 
 
+def test_the_data_legs_draw_the_same_tokens_from_both_layouts(tmp_path, monkeypatch):
+    monkeypatch.chdir(harness.ROOT)
+    monkeypatch.setattr(data, "STEPS", 3)
+    num = 2000
+    made = data.assemble_leg(num, tmp_path)
+    data.write_authors_layout(num, tmp_path)
+    assert made["rows_per_s"] > 0 and made["disk_mb"] > 0.1
+    (path,) = (tmp_path / "tokens").rglob("*.arrow")
+    corpus = pq.read_table(tmp_path / "corpus.parquet")["input_ids"].to_pylist()
+    assert corpus == [list(ids) for ids in Tokens(path)] and len(corpus) == num
+    legs = {f"{leg}_{num}": data.LEGS[leg](num, tmp_path) for leg in ("ours", "authors")}
+    for figures in legs.values():
+        figures["startup_s"] = [figures["startup_s"]]
+        assert figures["drawn_rows_per_s"] > 0
+    legs[f"assemble_{num}"] = made
+    found = data.figures(legs, [num])
+    assert {"memory_growth_mb", "startup_s", "rows_per_s"} <= set(found)
+    assert found["memory_growth_mb"]["median"] == 0 and found["startup_s"]["at_most"]
+
+
 def test_the_table_names_what_was_missed_and_what_was_not_run(tmp_path):
     found = {"min": 1.0, "median": 2.0, "max": 3.0, "against": "the other way"}
     ratios = {"good": {**found, "goal": 1.5, "padding": 0.25}, "short": {**found, "goal": 6}}
+    ratios |= {"low": {**found, "goal": 3, "at_most": True}, "high": {**found, "goal": 1, "at_most": True}}
+    ratios |= {"many": found | {"median": 54321.0, "goal": None}}
     result = {"date": "2026-11-22", "hardware": {"cpu": "A CPU"}, "ratios": ratios}
     (tmp_path / "training_cpu.json").write_text(json.dumps(result))
     table = lines(tmp_path)
     assert "| training_cpu | `good` | the other way; 25% padding | 1.00 | 2.00 | 3.00 | 1.5 |" in table
     assert "| training_cpu | `short` | the other way | 1.00 | 2.00 | 3.00 | 6 missed |" in table
+    assert "| training_cpu | `low` | the other way | 1.00 | 2.00 | 3.00 | at most 3 |" in table
+    assert "| training_cpu | `high` | the other way | 1.00 | 2.00 | 3.00 | at most 1 missed |" in table
+    assert "| training_cpu | `many` | the other way | 1.00 | 54,321 | 3.00 |  |" in table
     assert "| gpu | not run on a GPU | | | | | |" in table
     assert table[-1] == "Measured: training_cpu 2026-11-22; A CPU, one thread."
