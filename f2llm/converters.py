@@ -7,6 +7,7 @@ empty parts left out. What is null becomes an empty text, which the store counts
 
 import inspect
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from typing import Any
 from .tables import Table, excerpt, require_columns
 
 Paths = str | list[str]  # a field path, or several whose texts are joined
-COMMON = ("where", "language", "to")  # fields that every converter takes, see `convert`
+COMMON = ("where", "language", "to", "per")  # fields that every converter takes, see `convert`
 UNLABELLED = {"-1", "-", ""}  # how the NLI sets mark pairs on which the annotators did not agree
 
 
@@ -23,13 +24,47 @@ def convert(converter: str, fields: dict, tables: list[Table], where: str) -> It
     """Training records of a source, of its opened files one after the other; `where` names the source in errors.
 
     fields: the keyword arguments of the converter and, optionally, where: {path: value or values}, which chooses
-    rows, and language, to: the paths of the codes of query and passage. ValueError for fields that the converter
-    does not take, columns that a file does not have, and values of another type.
+    rows, and language, to: the paths of the codes of query and passage. per: how files of one language, or pair of
+    them, are named, as in "{first}-{second}/*": each group is converted alone, with {first} in other fields replaced.
+    ValueError for fields that the converter does not take, columns that a file does not have, and values of another
+    type.
     """
     check_fields(converter, fields, where)
-    own = {key: value for key, value in fields.items() if key not in COMMON}
-    rows = Rows(tables, where, fields.get("where", {}), fields.get("language"), fields.get("to"))
-    yield from CONVERTERS[converter](rows, **own)
+    for names, group in _groups(tables, fields.get("per"), where):
+        values = {key: _filled(value, names) for key, value in fields.items() if key != "per"}
+        own = {key: value for key, value in values.items() if key not in COMMON}
+        rows = Rows(group, where, values.get("where", {}), values.get("language"), values.get("to"))
+        yield from CONVERTERS[converter](rows, **own)
+
+
+def _groups(tables: list[Table], per: str | None, where: str) -> list[tuple[dict, list[Table]]]:
+    """(what the names in braces stand for, files) of every group; without `per` all files are one."""
+    if per is None:
+        return [({}, tables)]
+    parts = re.split(r"(\{\w+\}|\*)", per)
+    kinds = [
+        f"(?P<{part[1:-1]}>[^/]+?)" if part[:1] == "{" else "[^/]*" if part == "*" else re.escape(part)
+        for part in parts
+    ]
+    pattern, groups = re.compile(f"(?:.*/)?{''.join(kinds)}"), {}
+    for table in tables:
+        if not (found := pattern.fullmatch(table.path.as_posix())):
+            raise ValueError(f"source '{where}': {table.path} is not named as fields.per says, {per!r}")
+        groups.setdefault(tuple(found.groupdict().items()), []).append(table)
+    return [(dict(names), group) for names, group in sorted(groups.items(), key=lambda item: item[0])]
+
+
+def _filled(value: Any, names: dict) -> Any:
+    """A value of `fields` with every {name} replaced."""
+    if isinstance(value, str):
+        for name, text in names.items():
+            value = value.replace(f"{{{name}}}", text)
+        return value
+    if isinstance(value, list):
+        return [_filled(item, names) for item in value]
+    return (
+        {_filled(key, names): _filled(item, names) for key, item in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def check_fields(converter: str, fields: dict, where: str) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
 from f2llm.converters import CONVERTERS, check_fields, convert
+from f2llm.registry import load_registry
 from f2llm.tables import open_table
 
 
@@ -339,6 +341,53 @@ def test_the_parquet_layout_of_mteb_is_joined_over_several_files(records):
     fields = {"queries": "queries/*.parquet", "corpus": "corpus/*.parquet", "qrels": "data/train-*.parquet"}
     assert records("qrels", fields, files) == [pair("which?", "8\neight")]
     assert records("qrels", fields | {"passage": "text"}, files) == [pair("which?", "eight")]
+
+
+# Groups of files --------------------------------------------------------------------------------
+
+
+def fields_of(name):
+    (found,) = [source.fields for source in load_registry(ROOT / "data" / "sources.yaml") if source.name == name]
+    return found
+
+
+def test_un_pc_has_a_folder_and_two_columns_per_pair_of_languages(records):
+    files = {
+        "un_pc/en-fr/train-00000-of-00001.parquet": [{"translation": {"en": "peace", "fr": "paix"}}],
+        "un_pc/ar-en/train-00000-of-00002.parquet": [{"translation": {"ar": "سلام", "en": "peace"}}],
+        "un_pc/ar-en/train-00001-of-00002.parquet": [{"translation": {"ar": "حرب", "en": "war"}}],
+    }
+    assert records("bitext", fields_of("unpc"), files) == [
+        {"query": "سلام", "passage": "peace", "language": "ar", "to": "en"},
+        {"query": "peace", "passage": "سلام", "language": "en", "to": "ar"},
+        {"query": "حرب", "passage": "war", "language": "ar", "to": "en"},
+        {"query": "war", "passage": "حرب", "language": "en", "to": "ar"},
+        {"query": "peace", "passage": "paix", "language": "en", "to": "fr"},
+        {"query": "paix", "passage": "peace", "language": "fr", "to": "en"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["csn", "csn_ccr"])
+def test_codesearchnet_joins_each_language_alone_though_ids_repeat(records, name):
+    files = {}
+    for language in ("python", "go"):
+        files |= {
+            f"CSN/{language}-queries/queries-00000-of-00001.parquet": [{"_id": "1", "text": f"{language} query"}],
+            f"CSN/{language}-corpus/corpus-00000-of-00001.parquet": [{"_id": "1", "text": f"{language} text"}],
+            f"CSN/{language}-qrels/train-00000-of-00001.parquet": [{"query-id": "1", "corpus-id": "1", "score": 1}],
+        }
+    assert records("qrels", fields_of(name), files) == [
+        pair("go query", "go text"),
+        pair("python query", "python text"),
+    ]
+
+
+def test_a_file_that_is_not_named_as_the_groups_are_is_an_error(records):
+    fields = {"query": "{a}", "passage": ["x.{a}", "{b}"], "per": "{a}_{b}.jsonl"}
+    rows = [{"one": "q", "x": {"one": "p"}, "two": "r"}]
+    assert records("pairs", fields, {"one_two.jsonl": rows}) == [pair("q", "p\nr")]
+    with pytest.raises(ValueError, match=r"source 'source': .*other\.jsonl is not named as fields.per says, '\{a\}_"):
+        records("pairs", fields, {"one_two.jsonl": rows, "other.jsonl": rows})
 
 
 # Labels -----------------------------------------------------------------------------------------
