@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -85,7 +85,8 @@ def load_registry(path: Path = Path("data/sources.yaml")) -> list[Source]:
 def choose_sources(registry: list[Source], data: Data, recipe: str) -> tuple[list[Source], dict[str, str]]:
     """(sources to train on, {name: why it is left out}) of one mixture, in the registry's order.
 
-    The mixture is data.from where that is embedded or local, else `recipe`, v1 or v2. A ValueError where
+    The mixture is data.from where that is embedded or local, else `recipe`, v1 or v2. Of local sources all are in
+    stage 1 where none is marked, so that it is never empty. A ValueError where
     data.only or data.leave_out name no source of it, or where nothing remains.
     """
     mixture = data.source if data.source in ("embedded", "local") else recipe
@@ -99,10 +100,12 @@ def choose_sources(registry: list[Source], data: Data, recipe: str) -> tuple[lis
     remedy = "remedy: relax data.only, data.leave_out or data.licences"
     if not chosen:
         raise ValueError(f"none of the {len(sources)} sources of {mixture} remain: {_counted(left_out)}; {remedy}")
+    if mixture == "local" and not any(source.stage1 for source in chosen):
+        return [replace(source, stage1=True) for source in chosen], left_out
     if mixture != "v1" and not any(source.stage1 for source in chosen):
         raise ValueError(
             f"no source for stage 1 of {mixture} remains, {len(chosen)} without stage1: true do: "
-            f"{_counted(left_out)}; {remedy}; or set stage1: true for a retrieval source"
+            f"{_counted(left_out)}; {remedy}"
         )
     return chosen, left_out
 

@@ -308,13 +308,16 @@ def test_an_entry_of_local_files_says_only_what_is_its_own(tmp_path):
         load_registry(path)
 
 
-def test_local_sources_are_found_by_their_recipe_and_stage_1_needs_one(registry, wanted):
+def test_local_sources_are_found_by_their_recipe_and_stage_1_is_never_empty(registry, wanted):
     with pytest.raises(ValueError, match="no source has recipe 'local'; remedy: add one"):
         choose_sources(registry, wanted("local"), "v2")
     own = replace(registry[0], recipes=["local"], stage1=True)
     assert choose_sources([own, *registry], wanted("local"), "v2") == ([own], {})
-    with pytest.raises(ValueError, match=r"no source for stage 1 of local.*or set stage1: true for a retrieval source"):
-        choose_sources([replace(own, stage1=False)], wanted("local"), "v2")
+    others = [replace(own, name="a", stage1=False), replace(own, name="b", stage1=False, task="clustering")]
+    chosen, _ = choose_sources([own, *others], wanted("local"), "v2")
+    assert [source.stage1 for source in chosen] == [True, False, False], "as marked"
+    chosen, _ = choose_sources(others, wanted("local"), "v2")
+    assert [source.stage1 for source in chosen] == [True, True], "all, where none is marked"
 
 
 def test_every_source_that_is_left_out_has_its_reason(registry, v2, wanted):
