@@ -184,6 +184,7 @@ def test_the_data_legs_draw_the_same_tokens_from_both_layouts(tmp_path, monkeypa
     monkeypatch.chdir(harness.ROOT)
     monkeypatch.setattr(data, "STEPS", 3)
     num = 2000
+    data.write_released(num, tmp_path / "part.parquet")
     made = data.assemble_leg(num, tmp_path)
     data.write_authors_layout(num, tmp_path)
     assert made["rows_per_s"] > 0 and made["disk_mb"] > 0.1
