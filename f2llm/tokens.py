@@ -47,10 +47,10 @@ def tokenise(store: TupleStore, parts: list[str], model: Embedder, scratch: Path
     """
     folder = Path(scratch) / hashlib.sha256(_settings(model).encode()).hexdigest()[:12]
     files = {part: folder / f"{part}-{store.sha256(f'documents/{part}.arrow')[:12]}.arrow" for part in parts}
-    todo = [part for part, path in files.items() if not path.exists()]
-    total = sum(len(store.documents[part]) for part in todo)
+    absent = [part for part, path in files.items() if not path.exists()]
+    total = sum(len(store.documents[part]) for part in absent)
     with tqdm(total=total, desc="documents tokenised", disable=quiet or total < BATCH, unit_scale=True) as bar:
-        for part in todo:
+        for part in absent:
             with clear_errors(files[part]):
                 _write(store.documents[part], model, files[part], bar)
     return {part: Tokens(path) for part, path in files.items()}
