@@ -73,10 +73,10 @@ def _batch(table: pa.Table, number: int) -> pa.RecordBatch:
 
 
 class Documents(Sequence):
-    """The texts of a file's column `text` by row, memory-mapped."""
+    """The texts of a file's column by row, memory-mapped."""
 
-    def __init__(self, path: Path):
-        self.chunks = read_arrow(path)["text"].chunks
+    def __init__(self, path: Path, column: str = "text"):
+        self.chunks = read_arrow(path)[column].chunks
         self.num_rows = sum(map(len, self.chunks))
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
-"""The language model that training starts from; for the embedded default, made here on the training texts.
+"""The language model that training starts from: a checkpoint of the hub or, for the embedded default, made here.
 
-A byte-level BPE tokenizer and a Qwen3 with grouped-query attention and tied embeddings, pretrained for a
+Made here: a byte-level BPE tokenizer and a Qwen3 with grouped-query attention and tied embeddings, pretrained for a
 short while to predict the next token. Its texts are those that training may see, never evaluation's.
 """
 
+import json
 import math
 import random
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from .config import Backbone
 from .embedded.texts import Texts
+from .mirror import copy_model
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"  # as in Qwen3
 # A word keeps its combining marks, which most scripts of South and South-East Asia write vowels with.
@@ -51,24 +53,51 @@ def train_tokenizer(texts: list[str], vocab: int, prompts: list[str] = ()) -> Pr
         show_progress=False,
     )
     tokenizer.train_from_iterator([*prompts] * 300 + [text[:400] for text in texts], trainer)
-    end = tokenizer.token_to_id(EOS)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, end)]
-    )
+    tokenizer.post_processor = _appends(EOS, tokenizer.token_to_id(EOS))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, padding_side="right")
+
+
+def _appends(eos: str, number: int) -> processors.PostProcessor:
+    """Puts one EOS after every text."""
+    return processors.TemplateProcessing(single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, number)])
+
+
+def bring_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
+    """A checkpoint of the hub, out of the mirror, into a folder that is there; its tokenizer appends EOS from now on.
+
+    A ValueError names what of the checkpoint is not the shape that params.yaml promises.
+    """
+    copy_model(mirror, backbone.name, backbone.revision, folder)
+    found = json.loads((folder / "config.json").read_text())
+    for key, name in CONFIG_NAMES.items():
+        if found.get(name) != getattr(backbone, key):
+            raise ValueError(
+                f"{backbone.name} at {backbone.revision} has {name} {found.get(name)}, but backbone.{key} is "
+                f"{getattr(backbone, key)}; remedy: the shape or the checkpoint in params.yaml"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        tokenizer.backend_tokenizer.post_processor = _appends(tokenizer.eos_token, tokenizer.eos_token_id)
+        tokenizer.save_pretrained(folder)
+
+
+# What params.yaml calls it: what transformers does.
+CONFIG_NAMES = {
+    "vocab": "vocab_size",
+    "hidden_dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "query_heads": "num_attention_heads",
+    "key_value_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+}
 
 
 def new_model(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
     """A Qwen3 with random weights in the shape that params.yaml names."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=backbone.hidden_dim,
-        intermediate_size=backbone.mlp_dim,
-        num_hidden_layers=backbone.layers,
-        num_attention_heads=backbone.query_heads,
-        num_key_value_heads=backbone.key_value_heads,
-        head_dim=backbone.head_dim,
+        **{name: getattr(backbone, key) for key, name in CONFIG_NAMES.items()} | {"vocab_size": len(tokenizer)},
         initializer_range=backbone.init_range,
         max_position_embeddings=1024,
         rope_theta=10_000.0,

@@ -36,6 +36,16 @@ def config(
 
 
 @app.command()
+def teacher(
+    out: Annotated[Path, typer.Argument(help="where the model goes")],
+) -> None:
+    """Bring the larger model that stage 2 learns from, if the configuration names one (stage `teacher`)."""
+    from .teacher import bring_teacher
+
+    bring_teacher(load_config(), out)
+
+
+@app.command()
 def code(
     notebook: Annotated[Path, typer.Argument(help="a notebook")],
     out: Annotated[Path, typer.Argument(help="where its code goes")],

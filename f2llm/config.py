@@ -1,7 +1,7 @@
 """params.yaml -> one checked configuration of one size. Nothing has a default here.
 
-`resolve` merges recipes[recipe] <- sizes[base] <- sizes[size] <- override and checks every value;
-the `config` stage writes the result to build/config.yaml, whose sections are the other stages' parameters.
+`resolve` merges recipes[recipe] <- sizes[base] <- sizes[size] <- what they say of this recipe <- override and checks
+every value; the `config` stage writes the result to build/config.yaml, whose sections are the other stages' parameters.
 """
 
 import difflib
@@ -24,6 +24,8 @@ class Machine:
     recompute: str  # none, selective, full
     shard: bool
     save_every: int
+    teacher_cache_gib: float
+    check_needs: bool
     tensorboard: bool
 
 
@@ -38,7 +40,9 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Backbone:
-    source: str  # `from` in params.yaml: embedded
+    source: str  # `from` in params.yaml: embedded, hub
+    name: str | None  # of the hub's repository
+    revision: str | None  # a commit of it
     vocab: int
     hidden_dim: int
     mlp_dim: int
@@ -46,8 +50,8 @@ class Backbone:
     query_heads: int
     key_value_heads: int
     head_dim: int
-    init_range: float
-    pretrain: Pretrain
+    init_range: float | None  # of a backbone that is made here
+    pretrain: Pretrain | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Data:
     source: str  # `from` in params.yaml: embedded, released, sources, local
     mirror: str
     released: str
-    revision: str
+    revision: str | None  # of `released`; None: of the day of the fetch, which the mirror records
     cap_per_source: int
     negatives: int
     deduplicate: str  # none, exact, normalised
@@ -107,6 +111,7 @@ class Training:
     matryoshka_min_dim: int
     hard_negatives: HardNegatives
     distillation_weight: float
+    distillation_normalised: bool
     weight_decay: float
     decay_norms: bool
     betas: list[float]
@@ -125,7 +130,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Prune:
+    """Which channels and layers go, and how the rest is put together; `f2llm.prune` says what each choice means."""
+
+    calibration_set: str  # documents, queries
     calibration_texts: int
+    activations: str  # normed, residual: where hidden channels are measured
+    norm: str  # l1, l2, max: of a channel's activations over all tokens
+    channels: str  # importance, first, random
+    order: str  # original, importance
+    rescale: str  # none, masked, calibrated: the weights of RMS norms
+    layers: str  # first, change
+    weights: str  # pruned, random
+    leave_out: list[str]
     students: dict[str, Shape]
 
 
@@ -145,10 +161,15 @@ class Config:
     data: Data
     mine: Mine
     stage1: Training
+    teacher: str  # of stage 2: none, hub:<repository>@<commit>, experiment:<name> or folder:<path>
     stage2: Training
     prune: Prune
-    distill: Training
+    distill: dict[str, Training]  # by student
     evaluate: Evaluate
+
+    def training(self, stage: str, student: str | None = None) -> Training:
+        """The training section of stage1 or stage2, or of one student's distillation."""
+        return self.distill[student] if stage == "distill" else getattr(self, stage)
 
 
 def root(start: Path | None = None) -> Path:
@@ -179,17 +200,52 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
         raise ValueError(f"params.yaml: model is {params['model']!r}, but must be a table with the one key size")
     size = str(params["model"]["size"] if size is None else size)
     recipe = _one_of(params["recipe"], params["recipes"], "recipe")
-    preset = params["sizes"][_one_of(size, params["sizes"], "model.size")]
-    if base := preset.get("base"):
-        preset = _merge(params["sizes"][_one_of(base, params["sizes"], f"sizes.{size}.base")], preset)
-    values = _merge(params["recipes"][recipe], {key: value for key, value in preset.items() if key != "base"})
+    values = _merge(params["recipes"][recipe], preset_of(params, size, recipe))
+    _one_of(size, values.pop("sizes", params["sizes"]), f"model.size under recipe {recipe}")
+    wanted = {}
     for extra in (params["override"], overrides or {}):
         _check_table(extra, "override")
-        values = _merge(values, extra)
+        wanted = _merge(wanted, extra)
+    of_all_students = wanted.pop("distill", {})
+    _check_table(of_all_students, "override.distill")
+    values = _merge(values, wanted)
+    values["distill"] = {name: _merge(own, of_all_students) for name, own in _by_student(values).items()}
+    left_out = _left_out(values["prune"])
+    for table in (values["prune"].get("students", {}), values["distill"]):
+        for name in left_out:
+            table.pop(name, None)
     own = {"name": size, "recipe": recipe, "seed": params["seed"], "machine": params["machine"]}
     config = _build(Config, own | values, where="")
     _check_values(config)
     return config
+
+
+def preset_of(params: dict, size: str, recipe: str) -> dict:
+    """What params.yaml says of a size under a recipe: its base's values, its own, then those of its key `recipe`."""
+    preset = params["sizes"][_one_of(size, params["sizes"], "model.size")]
+    if base := preset.get("base"):
+        preset = _merge(params["sizes"][_one_of(base, params["sizes"], f"sizes.{size}.base")], preset)
+    special = {"base", *params["recipes"]}
+    return _merge({key: value for key, value in preset.items() if key not in special}, preset.get(recipe, {}))
+
+
+def _by_student(values: dict) -> dict[str, dict]:
+    """The section distill of every student: what all have in common, then its own; moves the latter out of prune."""
+    values["prune"] = dict(values.get("prune", {}))
+    students = {name: dict(shape) for name, shape in values["prune"].get("students", {}).items()}
+    values["prune"]["students"] = students
+    return {name: _merge(values["distill"], shape.pop("distill", {})) for name, shape in students.items()}
+
+
+def _left_out(prune: dict) -> list[str]:
+    """Students that are not wanted, each a student of the size."""
+    for name in (names := prune.get("leave_out", [])):
+        if name not in prune["students"]:
+            known = ", ".join(prune["students"]) or "none"
+            raise ValueError(
+                f"prune.leave_out has {name!r}, but the students are: {known}{_closest(name, prune['students'])}"
+            )
+    return names
 
 
 def overrides_of(settings: list[str]) -> dict:
@@ -297,6 +353,8 @@ def _build(kind, values, where: str):
 def _typed(hint, value, where: str):
     if is_dataclass(hint):
         return _build(hint, value, where)
+    if isinstance(hint, types.UnionType):  # a type or None
+        return None if value is None else _typed(hint.__args__[0], value, where)
     if isinstance(hint, types.GenericAlias) and hint.__origin__ is dict:
         _check_table(value, where)
         return {key: _typed(hint.__args__[1], item, f"{where}.{key}") for key, item in value.items()}
@@ -314,7 +372,7 @@ def _typed(hint, value, where: str):
 TRAINING_STAGES = ("stage1", "stage2", "distill")
 TASKS = ("retrieval", "clustering", "classification")
 _CHOICES = {
-    "backbone.source": ("embedded",),
+    "backbone.source": ("embedded", "hub"),
     "data.source": ("embedded", "released", "sources", "local"),
     "data.deduplicate": ("none", "exact", "normalised"),
     "data.decontaminate": ("none", "exact", "ngram"),
@@ -323,14 +381,22 @@ _CHOICES = {
     "mine.skip_after": ("ranking", "limits"),
     "evaluate.benchmark": ("embedded",),
     "machine.recompute": ("none", "selective", "full"),
-    "stage1.in_batch_gradient": ("full", "query_only"),
-    "stage2.in_batch_gradient": ("full", "query_only"),
-    "distill.in_batch_gradient": ("full", "query_only"),
+    "prune.calibration_set": ("documents", "queries"),
+    "prune.activations": ("normed", "residual"),
+    "prune.norm": ("l1", "l2", "max"),
+    "prune.channels": ("importance", "first", "random"),
+    "prune.order": ("original", "importance"),
+    "prune.rescale": ("none", "masked", "calibrated"),
+    "prune.layers": ("first", "change"),
+    "prune.weights": ("pruned", "random"),
 }
+_IN_BATCH_GRADIENTS = ("full", "query_only")
 _MAY_BE_ZERO = {
     "seed",
     "machine.threads",
     "machine.processes",
+    "machine.teacher_cache_gib",
+    "stage1.epochs",
     "validate_every",
     "validation_rows",
     "skip",
@@ -361,11 +427,15 @@ def _check_values(config: Config) -> None:
             raise ValueError(
                 f"{shown} is {value!r}, but must be one of: {', '.join(choices)}{_closest(value, choices)}"
             )
+    _check_backbone(config.backbone)
     _check_shapes(config)
     _check_data(config.data, config.stage2)
     _check_mining(config.mine)
-    for section in TRAINING_STAGES:
-        _check_training(getattr(config, section), section, config)
+    _check_teacher(config.teacher, config.stage2)
+    for section in ("stage1", "stage2"):
+        _check_training(config.training(section), section, config.backbone.hidden_dim, config)
+    for name, training in config.distill.items():
+        _check_training(training, f"distill.{name}", config.prune.students[name].hidden_dim, config)
 
 
 def _numbers(value, where: str = ""):
@@ -383,6 +453,37 @@ def _numbers(value, where: str = ""):
         yield where, value
 
 
+_COMMIT = r"[0-9a-f]{40}"
+
+
+def _check_backbone(backbone: Backbone) -> None:
+    """One that is made here needs an init_range and a plan, one of the hub a name and a commit."""
+    needed = {"embedded": ("init_range", "pretrain"), "hub": ("name", "revision")}[backbone.source]
+    for key in needed:
+        if getattr(backbone, key) is None:
+            raise ValueError(f"backbone.{key} is null, but backbone.from {backbone.source} needs it; remedy: name one")
+    if backbone.source == "hub" and not re.fullmatch(_COMMIT, backbone.revision):
+        raise ValueError(
+            f"backbone.revision is {backbone.revision!r}, but must be a commit of the hub: 40 hexadecimal digits"
+        )
+
+
+def _check_teacher(teacher: str, stage2: Training) -> None:
+    kind, _, what = teacher.partition(":")
+    if teacher != "none" and not (kind in ("hub", "experiment", "folder") and what):
+        raise ValueError(
+            f"teacher is {teacher!r}, but must be none, hub:<repository>@<commit>, experiment:<name> or "
+            "folder:<path>, as in folder:models/larger"
+        )
+    if kind == "hub" and not re.fullmatch(_COMMIT, what.rpartition("@")[2]):
+        raise ValueError(f"teacher is {teacher!r}, but needs a commit of the hub: hub:<repository>@<40 digits>")
+    if (teacher == "none") != (stage2.distillation_weight == 0):
+        raise ValueError(
+            f"teacher is {teacher!r}, but stage2.distillation_weight is {stage2.distillation_weight}; "
+            "remedy: name a teacher and a weight above 0, or none and 0"
+        )
+
+
 def _check_shapes(config: Config) -> None:
     backbone = config.backbone
     if backbone.query_heads % backbone.key_value_heads:
@@ -392,7 +493,7 @@ def _check_shapes(config: Config) -> None:
         )
     if backbone.head_dim % 2:
         raise ValueError(f"backbone.head_dim is {backbone.head_dim}, but rotary embeddings need an even number")
-    if backbone.vocab < 300:
+    if backbone.source == "embedded" and backbone.vocab < 300:
         raise ValueError(f"backbone.vocab is {backbone.vocab}, but a byte-level tokenizer needs at least 300")
     if not 1 <= config.data.held_out_percent <= 50:
         raise ValueError(f"data.held_out_percent is {config.data.held_out_percent}, but must be from 1 to 50")
@@ -409,7 +510,7 @@ def _check_shapes(config: Config) -> None:
 
 
 def _check_data(data: Data, stage2: Training) -> None:
-    if not re.fullmatch(r"[0-9a-f]{40}", data.revision):
+    if data.revision is not None and not re.fullmatch(_COMMIT, data.revision):
         raise ValueError(f"data.revision is {data.revision!r}, but must be a commit of the hub: 40 hexadecimal digits")
     if 0 < data.cap_per_source < (stage2.cap_per_source or float("inf")):
         raise ValueError(
@@ -432,7 +533,12 @@ def _check_mining(mine: Mine) -> None:
         )
 
 
-def _check_training(training: Training, section: str, config: Config) -> None:
+def _check_training(training: Training, section: str, dim: int, config: Config) -> None:
+    if training.in_batch_gradient not in _IN_BATCH_GRADIENTS:
+        raise ValueError(
+            f"{section}.in_batch_gradient is {training.in_batch_gradient!r}, but must be one of: "
+            f"{', '.join(_IN_BATCH_GRADIENTS)}"
+        )
     if training.min_learning_rate > training.learning_rate:
         raise ValueError(
             f"{section}.min_learning_rate is {training.min_learning_rate}, "
@@ -465,10 +571,10 @@ def _check_training(training: Training, section: str, config: Config) -> None:
         wanted = getattr(training.hard_negatives, task)
         if wanted > limit:
             raise ValueError(f"{section}.hard_negatives.{task} is {wanted}, but only {limit} are kept per query")
-    if training.matryoshka_min_dim > config.backbone.hidden_dim:
+    if training.matryoshka_min_dim > dim:
         raise ValueError(
             f"{section}.matryoshka_min_dim is {training.matryoshka_min_dim}, "
-            f"but the embedding has only {config.backbone.hidden_dim} dimensions"
+            f"but the embedding has only {dim} dimensions"
         )
     if training.max_tokens < 2:
         raise ValueError(f"{section}.max_tokens is {training.max_tokens}, but one token and EOS are the least: 2")

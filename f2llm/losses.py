@@ -66,17 +66,21 @@ def matryoshka(loss_fn: Callable[..., Tensor], *embeddings: Tensor, dims: list[i
     return total
 
 
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error to the teacher's embeddings, cut to the student's width; neither is normalised.
+def distillation_loss(student: Tensor, teacher: Tensor, normalised: bool = False) -> Tensor:
+    """Mean squared error to the teacher's embeddings, cut to the student's width.
 
-    student (..., D), teacher (..., at least D). Source: arXiv 2603.19223; un-normalised as in the released code.
+    student (..., D), teacher (..., at least D). normalised: both at unit length, so that D times the loss is 2 - 2
+    cosine. Source: arXiv 2603.19223; un-normalised in the released code.
     """
     if teacher.shape[-1] < student.shape[-1]:
         raise ValueError(
             f"the teacher's embeddings have {teacher.shape[-1]} dimensions, the student's {student.shape[-1]}; "
             "a teacher must be at least as wide as its student"
         )
-    return F.mse_loss(student.float(), teacher[..., : student.shape[-1]].float())
+    student, teacher = student.float(), teacher[..., : student.shape[-1]].float()
+    if normalised:
+        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+    return F.mse_loss(student, teacher)
 
 
 # Matryoshka of the in-batch loss, in one pass ---------------------------------------------------

@@ -9,10 +9,14 @@ Whatever reads published data reads a mirror, never the hub; a mirror works wher
 
 import json
 import os
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 
 from .checkpoint import sha256
+
+MODEL_FILES = ["config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json"]  # without code and pickles
+OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json"]
 
 
 def write_manifest(mirror: Path, manifest: dict) -> None:
@@ -112,6 +116,14 @@ class Mirror:
         if num_bytes(path) != (expected := files[name]["bytes"]):
             return f"{name} has {num_bytes(path)} bytes, not {expected}: truncated or changed, fetch again"
         return ""
+
+
+def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
+    """The files of a model at a commit, into a folder that is there."""
+    required = Mirror(mirror).require(repo_id, MODEL_FILES, command="f2llm fetch", revision=revision)
+    optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
+    for path in [*required, *(path for path in optional if path.exists())]:
+        shutil.copyfile(path, folder / path.name)
 
 
 def num_bytes(path: Path) -> int:

@@ -55,9 +55,11 @@ class Embedder:
         `half` then makes the matrix products bfloat16 and keeps weights and gradients exact.
         """
         path = Path(path)
-        for name in ("config.json", "model.safetensors", "tokenizer.json"):
-            if not (path / name).exists():
-                raise ValueError(f"{path / name} is missing, so {path} is no model; remedy: dvc repro, or another path")
+        for names in (["config.json"], ["model.safetensors", "model.safetensors.index.json"], ["tokenizer.json"]):
+            if not any((path / name).exists() for name in names):
+                raise ValueError(
+                    f"{path / names[0]} is missing, so {path} is no model; remedy: dvc repro, or another path"
+                )
         device, dtype = device_and_dtype()
         model = AutoModel.from_pretrained(path, dtype=torch.float32 if training else dtype).to(device).eval()
         settings = path / "sentence_bert_config.json"

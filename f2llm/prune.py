@@ -1,111 +1,214 @@
 """Structured pruning along hidden size, MLP width and depth; attention stays whole.
 
-D hidden channels, I MLP channels, T tokens. Source: arXiv 2603.19223, section on pruning: channels by activation
-norm on calibration data, the first n layers. Which norm at which place it does not say; ours is stated below.
+D hidden channels, I MLP channels, L layers, T tokens. Source: arXiv 2603.19223, section on pruning: channels by
+activation norm on calibration data, the first n layers. What it leaves open are the parameters of `prune` in
+params.yaml; each choice is stated at the function that makes it.
 """
 
 import copy
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import Qwen3Model
 
-from .config import Shape
+from .config import Prune, Shape
 from .model import Embedder
 from .packing import pack
 
 
 @dataclass
 class Importance:
-    """hidden (D): one score per residual channel, shared by all layers; mlp: one (I) per layer."""
+    """What calibration texts tell of a model's channels and layers.
+
+    hidden (D): one score per residual channel, shared by all layers; mlp: (I) of each layer; change (L): mean
+    relative change of the residual stream's length. energy: for the input of each RMS norm, by name, (D) mean squares
+    of the normalised channels, whose own mean is 1.
+    """
 
     hidden: Tensor
     mlp: list[Tensor]
+    change: Tensor
+    energy: dict[str, Tensor]
 
 
 @torch.inference_mode()
-def importance_scores(model: Embedder, texts: list[str]) -> Importance:
-    """Activation norms over all tokens of the calibration texts.
+def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activations: str = "normed") -> Importance:
+    """Norms of activations over all tokens of the calibration texts: l1, l2 (root of summed squares) or max.
 
-    hidden: root of the summed squares of what the RMS norms hand on (both of each layer and the last one).
-    mlp: the same of what enters down_proj.
+    activations: what is measured of hidden channels before both blocks of each layer and at the end: normed (what the
+    RMS norms hand on, their weights included) or residual (the stream itself). MLP channels: what enters down_proj.
     """
-    squares: dict[str, Tensor] = {}
+    places, down = _norms(model.model), [layer.mlp.down_proj for layer in model.model.layers]
+    scores: dict[str, Tensor] = {}
+    energy = defaultdict(float)
+    lengths: list[Tensor] = []  # of the residual stream, (T) before every layer and after the last one
+    change, num_tokens = torch.zeros(len(down), dtype=torch.float64), 0
 
-    def record(name: str, activation: Tensor) -> None:
+    add = torch.maximum if norm == "max" else torch.add
+
+    def measure(name: str, activation: Tensor) -> None:
         flat = activation.reshape(-1, activation.shape[-1]).double()  # (T, D or I)
-        squares[name] = squares.get(name, 0) + flat.square().sum(0)
+        found = {"l1": flat.abs().sum, "l2": flat.square().sum, "max": flat.abs().amax}[norm](0)
+        scores[name] = add(scores[name], found) if name in scores else found
 
-    handles = []
-    layers = model.model.layers
-    norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    for norm in (*norms, model.model.norm):
-        handles.append(norm.register_forward_hook(lambda _module, _inputs, output: record("hidden", output)))
-    for number, layer in enumerate(layers):
-        hook = lambda _module, inputs, number=number: record(f"mlp{number}", inputs[0])  # noqa: E731
-        handles.append(layer.mlp.down_proj.register_forward_pre_hook(hook))
+    def at_norm(name: str, stream: Tensor, output: Tensor) -> None:
+        measure("hidden", output if activations == "normed" else stream)
+        squares = stream.reshape(-1, stream.shape[-1]).double().square()
+        energy[name] += (squares / squares.mean(-1, keepdim=True)).sum(0)
+        if not name.endswith("post_attention_layernorm"):
+            lengths.append(squares.sum(-1).sqrt())
+
+    handles = [
+        place.register_forward_hook(lambda _module, inputs, output, name=name: at_norm(name, inputs[0], output))
+        for name, place in places.items()
+    ]
+    handles += [
+        place.register_forward_pre_hook(lambda _module, inputs, number=number: measure(f"mlp{number}", inputs[0]))
+        for number, place in enumerate(down)
+    ]
     try:
         for part in pack(model.tokenize(texts), model.token_budget):
+            lengths.clear()
             model.embed_pack(part, every_token=True)
+            change += torch.stack(
+                [(after / before - 1).abs().sum().cpu() for before, after in itertools.pairwise(lengths)]
+            )
+            num_tokens += part.num_tokens
     finally:
         for handle in handles:
             handle.remove()
-    mlp = [squares[f"mlp{number}"].sqrt() for number in range(len(layers))]
-    return Importance(hidden=squares["hidden"].sqrt(), mlp=mlp)
-
-
-def keep_highest(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest scores in their original order; of equal scores the first.
-
-    The original order keeps the matryoshka order: a kept channel stays among the first if it was.
-    """
-    ranked = torch.sort(scores, descending=True, stable=True).indices
-    return ranked[:count].sort().values
-
-
-def prune_depth(model: Qwen3Model, layers: int) -> Qwen3Model:
-    """A copy with the first `layers` layers."""
-    config = _config(model, num_hidden_layers=layers)
-    return _copy_weights(
-        model, config, torch.arange(config.hidden_size), [torch.arange(config.intermediate_size)] * layers
+    root = torch.sqrt if norm == "l2" else torch.clone
+    return Importance(
+        hidden=root(scores["hidden"]),
+        mlp=[root(scores[f"mlp{number}"]) for number in range(len(down))],
+        change=change / num_tokens,
+        energy={name: total / num_tokens for name, total in energy.items()},
     )
 
 
+# What is kept -----------------------------------------------------------------------------------
+
+
+def keep_channels(scores: Tensor, count: int, plan: Prune, generator: torch.Generator) -> Tensor:
+    """Indices of `count` channels as plan.channels and plan.order have it; of equal scores the first.
+
+    The original order keeps the matryoshka order: a kept channel stays among the first if it was, and distillation
+    compares a student with its teacher's first channels.
+    """
+    if plan.channels == "first":
+        return torch.arange(count)
+    if plan.channels == "random":
+        return torch.randperm(len(scores), generator=generator)[:count].sort().values
+    ranked = torch.sort(scores.cpu(), descending=True, stable=True).indices[:count]
+    return ranked if plan.order == "importance" else ranked.sort().values
+
+
+def keep_mlp_channels(scores: Tensor, count: int, plan: Prune, generator: torch.Generator) -> Tensor:
+    """As `keep_channels`, by importance or at random: an MLP's channels have no order that means anything."""
+    if plan.channels == "random":
+        return torch.randperm(len(scores), generator=generator)[:count].sort().values
+    return torch.sort(scores.cpu(), descending=True, stable=True).indices[:count].sort().values
+
+
+def keep_layers(change: Tensor, count: int, plan: Prune) -> list[int]:
+    """The first `count` layers, or those that change the residual stream's length most, in their order."""
+    if plan.layers == "first":
+        return list(range(count))
+    return torch.sort(change, descending=True, stable=True).indices[:count].sort().values.tolist()
+
+
+# Cutting ----------------------------------------------------------------------------------------
+
+
+def prune_depth(model: Qwen3Model, layers: list[int]) -> Qwen3Model:
+    """A copy with these layers."""
+    whole = torch.arange(model.config.intermediate_size)
+    return _cut(model, layers, torch.arange(model.config.hidden_size), [whole] * len(layers))
+
+
 def prune_width(model: Qwen3Model, hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
-    """A copy with the residual channels `hidden_keep` and, per layer, the MLP channels `mlp_keep`."""
-    config = _config(model, hidden_size=len(hidden_keep), intermediate_size=len(mlp_keep[0]))
-    return _copy_weights(model, config, hidden_keep, mlp_keep)
+    """A copy with the residual channels `hidden_keep` and, per layer, the MLP channels `mlp_keep`.
+
+    An RMS norm of fewer channels divides by the root of their mean square alone. So the copy equals the model whose
+    other channels are 0 if its norms' weights are multiplied by sqrt(D / kept), up to the norms' epsilon.
+    """
+    return _cut(model, list(range(model.config.num_hidden_layers)), hidden_keep, mlp_keep)
 
 
-def prune_to(model: Embedder, shape: Shape, scores: Importance) -> Embedder:
-    """A student of the given shape, cut out of `model`; `model` stays as it is."""
-    hidden_keep = keep_highest(scores.hidden, shape.hidden_dim)
-    mlp_keep = [keep_highest(score, shape.mlp_dim) for score in scores.mlp[: shape.layers]]
-    pruned = prune_width(prune_depth(model.model, shape.layers), hidden_keep, mlp_keep)
+def prune_to(model: Embedder, shape: Shape, scores: Importance, plan: Prune, seed: int) -> Embedder:
+    """A student of the given shape, cut out of `model` as `plan` says; `model` stays as it is.
+
+    Everything that is random is drawn by `seed`. With plan.weights random only the shape is taken over.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = keep_layers(scores.change, shape.layers, plan)
+    hidden_keep = keep_channels(scores.hidden, shape.hidden_dim, plan, generator)
+    mlp_keep = [keep_mlp_channels(scores.mlp[layer], shape.mlp_dim, plan, generator) for layer in layers]
+    if plan.weights == "random":
+        torch.manual_seed(seed)
+        config = _config(model.model, layers, shape.hidden_dim, shape.mlp_dim)
+        pruned = type(model.model)(config).to(model.model.dtype).to(model.device)
+    else:
+        pruned = _cut(model.model, layers, hidden_keep, mlp_keep)
+        _rescale(pruned, layers, hidden_keep, scores, plan.rescale)
     return Embedder(pruned.eval(), model.tokenizer, model.max_tokens, model.token_budget)
 
 
-def _config(model: Qwen3Model, **changed):
+@torch.no_grad()
+def _rescale(pruned: Qwen3Model, layers: list[int], hidden_keep: Tensor, scores: Importance, rule: str) -> None:
+    """Multiply the weights of the RMS norms, which divide by the root mean square of fewer channels now.
+
+    masked: by sqrt(D / kept), as if the dropped channels were 0. calibrated: by the root mean square that the kept
+    channels had on the calibration texts, so that they keep the length that they had among all.
+    """
+    if rule == "none" or len(hidden_keep) == len(scores.hidden):
+        return
+    for name, norm in _norms(pruned, layers).items():
+        kept_energy = scores.energy[name][hidden_keep.to(scores.energy[name].device)].mean()
+        factor = len(scores.hidden) / len(hidden_keep) if rule == "masked" else float(kept_energy)
+        norm.weight *= factor**0.5
+
+
+def _norms(model: Qwen3Model, layers: list[int] | None = None) -> dict[str, torch.nn.Module]:
+    """The RMS norms over hidden channels, in the order of the forward pass, named by the layers they came from."""
+    found = {}
+    for number, layer in zip(layers or range(len(model.layers)), model.layers, strict=True):
+        found[f"layers.{number}.input_layernorm"] = layer.input_layernorm
+        found[f"layers.{number}.post_attention_layernorm"] = layer.post_attention_layernorm
+    return found | {"norm": model.norm}
+
+
+def _config(model: Qwen3Model, layers: list[int], hidden_dim: int, mlp_dim: int):
     """The configuration with other lengths; layer_types follows the depth, or transformers 5 refuses the model."""
     config = copy.deepcopy(model.config)
-    config.update(changed)
-    config.layer_types = config.layer_types[: config.num_hidden_layers]
-    config.max_window_layers = config.num_hidden_layers
+    config.update({"hidden_size": hidden_dim, "intermediate_size": mlp_dim, "num_hidden_layers": len(layers)})
+    config.layer_types = [config.layer_types[layer] for layer in layers]
+    config.max_window_layers = len(layers)
     return config
 
 
-def _copy_weights(model: Qwen3Model, config, hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
-    """A model of `config` whose weights are the kept rows and columns."""
+def _cut(model: Qwen3Model, layers: list[int], hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
+    """A model whose weights are the kept layers, rows and columns."""
+    config = _config(model, layers, len(hidden_keep), len(mlp_keep[0]))
     pruned = type(model)(config).to(model.dtype).to(model.device)
-    source = model.state_dict()
-    kept = {name: _slice(name, source[name], hidden_keep, mlp_keep).clone() for name in pruned.state_dict()}
+    hidden_keep, mlp_keep = hidden_keep.to(model.device), [keep.to(model.device) for keep in mlp_keep]
+    source, kept = model.state_dict(), {}
+    for name in pruned.state_dict():
+        number, origin = None, name
+        if name.startswith("layers."):
+            _, number, rest = name.split(".", 2)
+            origin = f"layers.{layers[int(number)]}.{rest}"
+        mlp = mlp_keep[int(number)] if number else None
+        kept[name] = _slice(origin, source[origin], hidden_keep, mlp).clone()
     pruned.load_state_dict(kept, strict=True)
     return pruned
 
 
-def _slice(name: str, weight: Tensor, hidden: Tensor, mlp: list[Tensor]) -> Tensor:
-    """The kept part of one weight; a matrix is (out, in)."""
+def _slice(name: str, weight: Tensor, hidden: Tensor, mlp: Tensor | None) -> Tensor:
+    """The kept part of one weight; a matrix is (out, in). mlp: the kept channels of its layer."""
     if name.endswith(("q_norm.weight", "k_norm.weight")):
         return weight
     if name.endswith(("layernorm.weight", "norm.weight")):
@@ -114,9 +217,8 @@ def _slice(name: str, weight: Tensor, hidden: Tensor, mlp: list[Tensor]) -> Tens
         return weight[:, hidden]
     if name.endswith("o_proj.weight"):
         return weight[hidden]
-    channels = mlp[int(name.split(".")[1])]
     if name.endswith(("gate_proj.weight", "up_proj.weight")):
-        return weight[channels][:, hidden]
+        return weight[mlp][:, hidden]
     if name.endswith("down_proj.weight"):
-        return weight[hidden][:, channels]
+        return weight[hidden][:, mlp]
     raise ValueError(f"no rule for the weight '{name}'; pruning knows Qwen3 only")

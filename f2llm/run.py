@@ -119,7 +119,8 @@ class Run:
         facts = {"stage": self.name, "size_name": config.name, "recipe": config.recipe, "seed": config.seed}
         facts |= {"inputs": inputs, "steps": len(self.rows), "seconds": round(self.elapsed(), 1)}
         facts |= {"tokens": sum(row["tokens"] for row in self.rows)}
-        facts |= {"last_losses": np.mean([row["loss"] for row in self.rows[-50:]]).item()} | extra | provenance()
+        last = [row["loss"] for row in self.rows[-50:]]
+        facts |= {"last_losses": np.mean(last).item() if last else None} | extra | provenance()
         (folder / "train.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     def _add(self, rows: list[dict], file: str, row: dict) -> None:

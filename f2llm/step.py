@@ -165,7 +165,8 @@ def compute_losses(
         )
     if target is not None:
         parts = [batch.query, batch.passage] + ([batch.hard_negatives] if batch.hard_negatives.size else [])
-        distilled = sum(distillation_loss(embeddings[part], target[part]) for part in parts)
+        normalised = config.distillation_normalised
+        distilled = sum(distillation_loss(embeddings[part], target[part], normalised) for part in parts)
         losses["distill"] = config.distillation_weight * distilled
     return losses
 

@@ -7,12 +7,14 @@ In several: torchrun or accelerate launch, with the same words after -m; `f2llm 
 import argparse
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import checkpoint, distributed
 from .batches import HomogeneousBatches
@@ -22,14 +24,15 @@ from .model import Embedder
 from .optimizer import build_optimizer, learning_rate
 from .run import Run
 from .step import (
+    Work,
     accumulate_gradients,
     ahead,
     clip_gradients,
-    embed_without_gradient,
     prepare,
     require_finite,
     validate,
 )
+from .targets import Cached, check_teacher, teacher_embeddings
 from .tokens import Tokens, tokenise
 from .tuples import TupleStore
 
@@ -40,20 +43,20 @@ def train(
     config: Training,
     run: Run,
     machine: Machine,
-    teacher: Embedder | None = None,
+    teacher: Callable[[Work], Tensor] | None = None,
     tokens: dict[str, Tokens] | None = None,
 ) -> None:
     """Train `model` in place: one optimizer step per batch, one source per batch.
 
-    Goes on from the newest checkpoint in run.folder, if there is one. tokens: of the documents, where they are stored.
+    Goes on from the newest checkpoint in run.folder, if there is one. teacher: gives the embeddings that distillation
+    is to reach, see `f2llm.targets`. tokens: of the documents, where they are stored.
     """
-    check_teacher(model, teacher)
     optimizer = build_optimizer(model.model, config)
     first = resume(model, optimizer, run)
     model.model.train()
     for work in ahead(lambda step: prepare(model, batches[step], machine, tokens), range(first, len(batches))):
         step = len(run.rows) + 1
-        target = embed_without_gradient(teacher, work) if teacher and config.distillation_weight else None
+        target = teacher(work) if teacher and config.distillation_weight else None
         losses = accumulate_gradients(model, work, config, target)
         grad_norm = clip_gradients(model, config.max_grad_norm)
         require_finite(step, work, losses, grad_norm)
@@ -66,24 +69,13 @@ def train(
         if config.validate_every and (step % config.validate_every == 0 or step == len(batches)):
             run.validate(step, validate(model, batches, config, machine))
         if run.folder and (step % machine.save_every == 0 or step == len(batches)):
+            if isinstance(teacher, Cached):
+                teacher.flush()
             save(step, model, optimizer, run)
     model.model.eval()
 
 
 # Beginning, going on, ending --------------------------------------------------------------------
-
-
-def check_teacher(model: Embedder, teacher: Embedder | None) -> None:
-    """A student learns the first dimensions of its teacher's embeddings, from the same tokens."""
-    if teacher is None:
-        return
-    if teacher.dim < model.dim:
-        raise ValueError(
-            f"the teacher's embeddings have {teacher.dim} dimensions, fewer than the student's {model.dim}; "
-            "remedy: a larger teacher, or swap the two"
-        )
-    if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise ValueError("teacher and student have different tokenizers; remedy: a teacher of the same family")
 
 
 def resume(model: Embedder, optimizer: torch.optim.Optimizer, run: Run) -> int:
@@ -113,33 +105,48 @@ def save(step: int, model: Embedder, optimizer: torch.optim.Optimizer, run: Run)
 def run_stage(stage: str, config: Config) -> None:
     """Read the stage's inputs, train, and put each model in its place."""
     distributed.start()
-    training: Training = getattr(config, stage)
     machine, first = config.machine, distributed.rank() == 0
     torch.manual_seed(config.seed)
     threads = machine.threads or torch.get_num_threads()
     torch.set_num_threads(max(1, threads // distributed.num_ranks()) if not torch.cuda.is_available() else threads)
-    batches = HomogeneousBatches(TupleStore(), training, config.seed, stage1=stage == "stage1")
-    if first and batches.too_few:
-        print(f"{stage}: rows left out, with fewer hard negatives than a step draws: {batches.too_few}", flush=True)
-    teacher_path = Path("models/stage2") if stage == "distill" else None
-    teacher = Embedder.load(teacher_path, machine.token_budget) if teacher_path else None
     if stage == "distill":
         with checkpoint.clear_errors(Path("models/distilled")):
             Path("models/distilled").mkdir(parents=True, exist_ok=True)  # also when the family has no students
     for start, out in inputs_and_outputs(stage, config):
+        training = config.training(stage, out.name)
         name = stage if stage != "distill" else f"distill {out.name}"
+        teacher_path = path_of_teacher(stage, config, training)
         inputs = [start] + ([teacher_path] if teacher_path else [])
+        batches = HomogeneousBatches(TupleStore(), training, config.seed, stage1=stage == "stage1")
+        if first and batches.too_few:
+            print(f"{name}: rows left out, with fewer hard negatives than a step draws: {batches.too_few}", flush=True)
         with ExitStack() as stack:
             folder = scratch_folder(name, training, config, inputs) if first else Path()
             folder = Path(distributed.from_first(str(folder)))
             if first:
                 stack.enter_context(checkpoint.alone_in(folder))
             model = load_for_training(start, training, machine)
+            teacher = load_teacher(teacher_path, model, batches, machine) if teacher_path and len(batches) else None
             tokens = stored_tokens(batches, model)
             run = Run(name, len(batches), folder, quiet=not first, tensorboard=machine.tensorboard)
             train(model, batches, training, run, machine, teacher, tokens)
             write_model(model, out, run, config, [str(path) for path in inputs])
     distributed.stop()
+
+
+def path_of_teacher(stage: str, config: Config, training: Training) -> Path | None:
+    """Students learn from the stage-2 model, stage 2 from what `teacher` names, if anything."""
+    if not training.distillation_weight:
+        return None
+    return Path("models/stage2" if stage == "distill" else "models/teacher")
+
+
+def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
+    """The teacher that fits the student, with its embeddings made once where they fit."""
+    teacher = Embedder.load(path, machine.token_budget)
+    teacher.max_tokens = model.max_tokens
+    check_teacher(model, teacher)
+    return teacher_embeddings(path, teacher, batches, machine)
 
 
 def load_for_training(start: Path, training: Training, machine: Machine) -> Embedder:
@@ -200,7 +207,7 @@ def scratch_folder(name: str, training: Training, config: Config, inputs: list[P
 
 
 CODE = ("arrow", "attention", "batches", "distributed", "losses", "model", "optimizer", "packing", "step", "text")
-CODE += ("tokens", "train", "tuples")
+CODE += ("targets", "tokens", "train", "tuples")
 
 
 def main() -> None:

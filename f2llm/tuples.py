@@ -57,15 +57,21 @@ class TupleStore:
         """Of a file of the folder, as the manifest has it."""
         return self._hashes[name]
 
+    def hashes(self) -> dict[str, str]:
+        """Of all files of the folder."""
+        return dict(self._hashes)
+
     def texts(self) -> Iterator[str]:
         """All documents, part by part."""
         for documents in self.documents.values():
             for block in documents.blocks():
                 yield from block
 
-    def sample(self, num: int, seed: int) -> list[str]:
-        """`num` documents, or all if there are fewer, drawn from all parts alike."""
+    def sample(self, num: int, seed: int, queries: bool = False) -> list[str]:
+        """`num` documents, or queries, or all if there are fewer, drawn from all parts alike."""
         parts = list(self.documents.values())
+        if queries:
+            parts = [Documents(self.path / "tuples" / f"{name}.arrow", "query") for name in self.sources]
         first = np.cumsum([0, *map(len, parts)])  # row of each part's first document among all
         chosen = random.Random(seed).sample(range(int(first[-1])), min(num, int(first[-1])))
         owner = np.searchsorted(first, chosen, side="right") - 1

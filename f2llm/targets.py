@@ -1,0 +1,123 @@
+"""What a student is to reach: its teacher's embeddings, made once where they fit.
+
+D dimensions of the teacher.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import distributed
+from .batches import HomogeneousBatches
+from .checkpoint import clear_errors, sha256
+from .config import Machine
+from .mirror import MODEL_FILES
+from .model import Embedder
+from .step import Work, embed_without_gradient, prepare
+
+
+def check_teacher(model: Embedder, teacher: Embedder) -> None:
+    """A student learns the first dimensions of its teacher's embeddings, from the same tokens."""
+    if teacher.dim < model.dim:
+        raise ValueError(
+            f"the teacher's embeddings have {teacher.dim} dimensions, fewer than the student's {model.dim}; "
+            "remedy: a larger teacher, or swap the two"
+        )
+    if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise ValueError("teacher and student have different tokenizers; remedy: a teacher of the same family")
+
+
+def live(teacher: Embedder) -> Callable[[Work], Tensor]:
+    """The teacher's embeddings (texts, D) of a batch, from the packs that the student gets."""
+    return lambda work: embed_without_gradient(teacher, work)
+
+
+class Cached:
+    """The same, each text embedded once: parts of a folder hold the rows of all texts that were met, by their digest.
+
+    A text carries its prompt; teacher, longest text, data and the order of batches are in the folder's name. So a
+    row is always the one that a first, uninterrupted training computes, and every later student, or the same training
+    after a kill, reads equal bytes. `flush` before a checkpoint, or a row would be made again in other company.
+    """
+
+    def __init__(self, teacher: Embedder, folder: Path, machine: Machine):
+        self.teacher, self.folder, self.machine = teacher, Path(folder), machine
+        self.parts: list[np.ndarray] = []
+        self.where: dict[bytes, tuple[int, int]] = {}  # digest of a text -> part, row
+        self.new: dict[bytes, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.keys.npy")):
+            self._read(path)
+
+    def __call__(self, work: Work) -> Tensor:
+        """Embeddings (texts, D), float32; what no part has is computed now, shared out over all processes."""
+        texts, stored = work.batch.texts, work.batch.stored
+        keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+        absent = [row for row, key in enumerate(keys) if key not in self.where and key not in self.new]
+        if absent:
+            batch = replace(work.batch, texts=[texts[row] for row in absent], stored=[stored[row] for row in absent])
+            made = embed_without_gradient(self.teacher, prepare(self.teacher, batch, self.machine)).cpu().numpy()
+            self.new.update(zip((keys[row] for row in absent), made, strict=True))
+        rows = [self.new[key] if key in self.new else self._row(key) for key in keys]
+        return torch.from_numpy(np.stack(rows)).to(self.teacher.device)
+
+    def flush(self) -> None:
+        """New rows become a part: its keys last, so that it is there whole or not at all."""
+        if not self.new:
+            return
+        keys = self.folder / f"{len(self.parts):06d}.keys.npy"
+        if distributed.rank() == 0:
+            with clear_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                digests = np.frombuffer(b"".join(self.new), dtype=np.uint8).reshape(-1, 16)
+                for path, content in ((_rows_of(keys), np.stack(list(self.new.values()))), (keys, digests)):
+                    aside = path.with_name(f".{path.name}")  # ends in .npy, or numpy would add it
+                    np.save(aside, content)
+                    aside.replace(path)
+        distributed.wait_for_all()
+        self.new = {}
+        self._read(keys)
+
+    def _read(self, keys: Path) -> None:
+        part = len(self.parts)
+        self.parts.append(np.load(_rows_of(keys), mmap_mode="r"))
+        self.where |= {key.tobytes(): (part, row) for row, key in enumerate(np.load(keys))}
+
+    def _row(self, key: bytes) -> np.ndarray:
+        part, row = self.where[key]
+        return self.parts[part][row]
+
+
+def _rows_of(keys: Path) -> Path:
+    return keys.with_name(keys.name.replace(".keys.", ".rows."))
+
+
+def teacher_embeddings(
+    path: Path, teacher: Embedder, batches: HomogeneousBatches, machine: Machine
+) -> Callable[[Work], Tensor]:
+    """`Cached`, if all rows of this training fit into machine.teacher_cache_gib, else `live`."""
+    needed = most_rows(batches) * teacher.dim * 4 / 2**30
+    if needed > machine.teacher_cache_gib:
+        return live(teacher)
+    names = ("cap_per_source", "instructions", "document_instruction_share", "global_batch_size", "hard_negatives")
+    names += ("validate_every", "validation_rows", "max_tokens")
+    facts = {"batches": {"seed": batches.seed} | {name: asdict(batches.training)[name] for name in names}}
+    facts["data"] = batches.store.hashes()
+    facts["teacher"] = {file.name: sha256(file) for pattern in MODEL_FILES for file in sorted(path.glob(pattern))}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return Cached(teacher, Path("scratch/teacher") / digest, machine)
+
+
+def most_rows(batches: HomogeneousBatches) -> int:
+    """At most so many different texts does a training meet: those of its steps, and those of its sources."""
+    store, of_sources, most = batches.store, 0, 0
+    for name, rows in batches.rows.items():
+        prompted = 2 if store.sources[name]["symmetric"] and batches.training.document_instruction_share else 1
+        of_sources += len(rows) + prompted * len(store.documents[name])
+        most = max(most, 2 + batches.num_negatives(name))
+    return min(of_sources, len(batches) * batches.training.global_batch_size * most)
