@@ -15,15 +15,38 @@ app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_comple
 
 
 @app.command()
-def sizes() -> None:
-    """The sizes that model.size can name, with their shapes and students."""
-    params = read_yaml(root() / "params.yaml")
-    for name in params["sizes"]:
-        config = resolve(params, name)
-        backbone, students = config.backbone, ", ".join(config.prune.students) or "none"
-        chosen = "  <- model.size" if name == params["model"]["size"] else ""
-        shape = f"{backbone.layers} layers x {backbone.hidden_dim}, MLP {backbone.mlp_dim}, vocabulary {backbone.vocab}"
-        print(f"{name}: {shape}; data: {config.data.source}; students: {students}{chosen}")
+def sizes(
+    csv: Annotated[bool, typer.Option("--csv", help="the published values alone, as CSV")] = False,
+) -> None:
+    """The sizes that model.size can name, under both recipes: shape, training, and by estimate what they need."""
+    from . import needs
+    from .registry import load_registry
+
+    chosen, params = load_config(), read_yaml(root() / "params.yaml")
+    configs = [config for recipe in params["recipes"] for config in needs.sizes_of(params, recipe)]
+    rows = [needs.published_row(config, params["sizes"][config.name].get("base")) for config in configs]
+    if csv:
+        print("\n".join(",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
+        return
+    here, registry = needs.machine_here(chosen), load_registry(root() / "data" / "sources.yaml")
+    table = [[*rows[0], "GPU GiB", "disk GiB", "hours", ""]]
+    for config, row in zip(configs, rows, strict=True):
+        gpus = needs.gpus_or_reference(here, config)
+        wanted, here_too = needs.needs(config, registry, gpus), needs.fits(config, registry, here)
+        estimates = [f"{wanted.gpu_gib:,.0f}", f"{wanted.disk_gib:,.0f}", f"{wanted.hours:,.0f}"]
+        remarks = ["" if here_too else "not on this machine"]
+        remarks += ["<- model.size"] if (config.name, config.recipe) == (chosen.name, chosen.recipe) else []
+        total, body = needs.own_parameters(config)
+        row["parameters"] = f"{total / 1e6:,.1f}M, {body / 1e6:,.1f}M"
+        table.append([*row.values(), *estimates, " ".join(filter(None, remarks))])
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*table)]
+    for line in table:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(line, widths)).rstrip())
+    print(
+        "parameters: all, and without embeddings. Estimates: GPU memory (with machine of params.yaml), disk, and hours "
+        f"of one {gpus[0].name}, {'which is here' if here.gpus else 'since no GPU is here'}; a pruned size counts the "
+        f"training of what it is cut from. This machine has {len(here.gpus)} GPUs and {here.disk_gib:,.0f} GiB of disk."
+    )
 
 
 @app.command()

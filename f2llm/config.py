@@ -149,6 +149,7 @@ class Prune:
 class Evaluate:
     benchmark: str
     dims: list[int]
+    only: list[str]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from .config import Prune, Shape
 from .model import Embedder
 from .packing import pack
 
+LEAST = 1e-300  # the least number to divide by, in float64
+
 
 @dataclass
 class Importance:
@@ -51,13 +53,18 @@ def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activ
 
     def measure(name: str, activation: Tensor) -> None:
         flat = activation.reshape(-1, activation.shape[-1]).double()  # (T, D or I)
-        found = {"l1": flat.abs().sum, "l2": flat.square().sum, "max": flat.abs().amax}[norm](0)
+        of_norm = {
+            "l1": lambda: flat.abs().sum(0),
+            "l2": lambda: flat.square().sum(0),
+            "max": lambda: flat.abs().amax(0),
+        }
+        found = of_norm[norm]()
         scores[name] = add(scores[name], found) if name in scores else found
 
     def at_norm(name: str, stream: Tensor, output: Tensor) -> None:
         measure("hidden", output if activations == "normed" else stream)
         squares = stream.reshape(-1, stream.shape[-1]).double().square()
-        energy[name] += (squares / squares.mean(-1, keepdim=True)).sum(0)
+        energy[name] += (squares / squares.mean(-1, keepdim=True).clamp_min(LEAST)).sum(0)
         if not name.endswith("post_attention_layernorm"):
             lengths.append(squares.sum(-1).sqrt())
 
@@ -73,9 +80,7 @@ def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activ
         for part in pack(model.tokenize(texts), model.token_budget):
             lengths.clear()
             model.embed_pack(part, every_token=True)
-            change += torch.stack(
-                [(after / before - 1).abs().sum().cpu() for before, after in itertools.pairwise(lengths)]
-            )
+            change += torch.stack([_relative_change(*pair).sum().cpu() for pair in itertools.pairwise(lengths)])
             num_tokens += part.num_tokens
     finally:
         for handle in handles:
@@ -87,6 +92,11 @@ def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activ
         change=change / num_tokens,
         energy={name: total / num_tokens for name, total in energy.items()},
     )
+
+
+def _relative_change(before: Tensor, after: Tensor) -> Tensor:
+    """Of lengths (T); 0 where there was none, as that of a padding token's embedding."""
+    return torch.where(before > 0, (after / before.clamp_min(LEAST) - 1).abs(), 0)
 
 
 # What is kept -----------------------------------------------------------------------------------

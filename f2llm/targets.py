@@ -51,7 +51,7 @@ class Cached:
         self.parts: list[np.ndarray] = []
         self.where: dict[bytes, tuple[int, int]] = {}  # digest of a text -> part, row
         self.new: dict[bytes, np.ndarray] = {}
-        for path in sorted(self.folder.glob("*.keys.npy")):
+        for path in sorted(self.folder.glob("[0-9]*.keys.npy")):  # not what a killed process left aside
             self._read(path)
 
     def __call__(self, work: Work) -> Tensor:
@@ -108,6 +108,7 @@ def teacher_embeddings(
     names += ("validate_every", "validation_rows", "max_tokens")
     facts = {"batches": {"seed": batches.seed} | {name: asdict(batches.training)[name] for name in names}}
     facts["data"] = batches.store.hashes()
+    facts["mined"] = {file.name: sha256(file) for file in sorted(Path("data/mined").glob("*.arrow"))}
     facts["teacher"] = {file.name: sha256(file) for pattern in MODEL_FILES for file in sorted(path.glob(pattern))}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return Cached(teacher, Path("scratch/teacher") / digest, machine)
