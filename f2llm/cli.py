@@ -7,9 +7,17 @@ from typing import Annotated
 import typer
 
 from .checkpoint import clear_finished, require_writable
-from .config import load_config, overrides_of, read_yaml, resolve, root, write_config
+from .config import load_config, overrides_of, read_yaml, root, write_config
 from .notebook import code_of, execute, write_html
 from .plan import require_valid, slurm_script, torchrun_line
+
+TRAINING_NOTEBOOKS = (
+    "01_backbone",
+    "02_data",
+    "04_stage1",
+    "05_stage2",
+    "07_distill",
+)  # what a machine may be too small for
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
@@ -29,23 +37,26 @@ def sizes(
         print("\n".join(",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
         return
     here, registry = needs.machine_here(chosen), load_registry(root() / "data" / "sources.yaml")
-    table = [[*rows[0], "GPU GiB", "disk GiB", "hours", ""]]
+    headings = "recipe size hidden layers MLP heads KV dim parameters body rate epochs batch teacher GPU disk hours"
+    table = [[*headings.split(), ""]]
     for config, row in zip(configs, rows, strict=True):
         gpus = needs.gpus_or_reference(here, config)
         wanted, here_too = needs.needs(config, registry, gpus), needs.fits(config, registry, here)
-        estimates = [f"{wanted.gpu_gib:,.0f}", f"{wanted.disk_gib:,.0f}", f"{wanted.hours:,.0f}"]
-        remarks = ["" if here_too else "not on this machine"]
+        hours = f"{wanted.hours:,.0f}" if wanted.hours else "unknown"
+        remarks = [] if here_too else ["not here"]
         remarks += ["<- model.size"] if (config.name, config.recipe) == (chosen.name, chosen.recipe) else []
-        total, body = needs.own_parameters(config)
-        row["parameters"] = f"{total / 1e6:,.1f}M, {body / 1e6:,.1f}M"
-        table.append([*row.values(), *estimates, " ".join(filter(None, remarks))])
+        shape, training = list(row.values())[:8], list(row.values())[9:]
+        parameters = [f"{number / 1e6:,.1f}M" for number in needs.own_parameters(config)]
+        estimates = [f"{wanted.gpu_gib:,.0f}", f"{wanted.disk_gib:,.0f}", hours]
+        table.append([*shape, *parameters, *training, *estimates, " ".join(remarks)])
     widths = [max(len(str(cell)) for cell in column) for column in zip(*table)]
     for line in table:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(line, widths)).rstrip())
     print(
-        "parameters: all, and without embeddings. Estimates: GPU memory (with machine of params.yaml), disk, and hours "
-        f"of one {gpus[0].name}, {'which is here' if here.gpus else 'since no GPU is here'}; a pruned size counts the "
-        f"training of what it is cut from. This machine has {len(here.gpus)} GPUs and {here.disk_gib:,.0f} GiB of disk."
+        "body: without embeddings. GPU, disk: GiB, and hours of one "
+        f"{gpus[0].name}{'' if here.gpus else ' (no GPU is here)'}, by estimate, with machine of params.yaml and "
+        "without override; a pruned size counts the training of what it is cut from, too.\n"
+        f"This machine: {needs.shown(here)}; not here: cannot be trained on it."
     )
 
 
@@ -63,9 +74,12 @@ def teacher(
     out: Annotated[Path, typer.Argument(help="where the model goes")],
 ) -> None:
     """Bring the larger model that stage 2 learns from, if the configuration names one (stage `teacher`)."""
+    from .needs import require_fits
     from .teacher import bring_teacher
 
-    bring_teacher(load_config(), out)
+    config = load_config()
+    require_fits(config)
+    bring_teacher(config, out)
 
 
 @app.command()
@@ -84,7 +98,11 @@ def run(
     reading_copy: Annotated[Path | None, typer.Option(help="also an HTML without code")] = None,
 ) -> None:
     """Run a notebook by papermill into runs/, with an HTML copy (every other stage)."""
-    load_config()
+    from .needs import require_fits
+
+    config = load_config()
+    if notebook in TRAINING_NOTEBOOKS:
+        require_fits(config)
     require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
     executed = Path("runs") / f"{notebook}.ipynb"
     execute(Path("notebooks") / f"{notebook}.ipynb", executed)
@@ -101,7 +119,10 @@ def fetch(
     verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
     adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
 ) -> None:
-    """Bring all published files that a size trains on into its mirror folder; interrupted, it goes on when repeated."""
+    """Bring all published data and models that a size starts from into its mirror folder; repeated, it goes on.
+
+    The models alone: --set data.from=embedded
+    """
     from . import hub
     from .mirror import Mirror
     from .registry import choose_sources, load_registry
@@ -113,12 +134,17 @@ def fetch(
         problems = Mirror(mirror).verify()
         print("\n".join(problems) or f"{mirror}: all files that were fetched are there, unchanged")
         raise typer.Exit(bool(problems))
+    if adopt and config.data.revision is None:
+        raise ValueError(
+            f"data.revision is null, but --adopt must know the commit of {config.data.released} that {adopt} holds; "
+            "remedy: --set data.revision=<40 digits>"
+        )
     if adopt:
         hub.adopt(mirror, config.data.released, adopt, config.data.revision)
     needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
     if not needed:
-        print(f"data.from is {config.data.source}: nothing to fetch; the papers' tuples: --set data.from=released")
-    plans = hub.plan_all([] if adopt else needed)
+        print(f"data.from is {config.data.source}: no data to fetch; the papers' tuples: --set data.from=released")
+    plans = hub.plan_all(([] if adopt else needed) + hub.models_needed(config))
     for plan in plans:
         print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
     for plan in plans:
@@ -151,6 +177,25 @@ def plan(
     """What to type to train a stage on several GPUs and machines: the same result as on one."""
     require_valid(stage, nodes, gpus)
     print(slurm_script(stage, nodes, gpus, hours) if slurm else torchrun_line(stage, nodes, gpus))
+
+
+@app.command()
+def ablate(
+    jobs: Annotated[int, typer.Option(help="experiments at a time; one per GPU box, one per two CPU cores")] = 1,
+    only: Annotated[str, typer.Option(help="a part of the experiments' names")] = "",
+    collect: Annotated[bool, typer.Option(help="run nothing, only write results/ablations.csv")] = False,
+) -> None:
+    """Run what is missing of ablations.yaml from DVC's queue, then write results/ablations.csv; killed, it goes on."""
+    from . import ablations
+
+    try:
+        if not collect:
+            ablations.run_missing(jobs, only)
+    finally:
+        if len(found := ablations.collect()):  # or a fresh clone would lose the committed results
+            found.to_csv(root() / "results" / "ablations.csv", index=False)
+        arms = len(found.drop_duplicates(["group", "arm", "seed"]))
+        print(f"results/ablations.csv has {arms} of {len(ablations.experiments())} experiments of this clone")
 
 
 @app.command()

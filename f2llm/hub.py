@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from .checkpoint import alone_in, clear_errors, sha256
+from .config import Config
 from .mirror import inside, matching, num_bytes, read_manifest, write_manifest
 
 
@@ -78,12 +79,23 @@ def plan_fetch(
     return Plan(repo_id, repo_type, info.sha, endpoint, files, sorted(listed))
 
 
-def plan_all(needed: list[tuple[str, list[str], str | None]], endpoint: str | None = None) -> list[Plan]:
-    """A plan for each (repository, patterns, revision); one ValueError lists all repositories that have none."""
+def models_needed(config: Config) -> list[tuple[str, list[str], str, str]]:
+    """(repository, globs, commit, "model") of backbone and teacher where they come from the hub; no pickles or code."""
+    backbone, (kind, _, what) = config.backbone, config.teacher.partition(":")
+    names = [(backbone.name, backbone.revision)] if backbone.source == "hub" else []
+    names += [tuple(what.rsplit("@", 1))] if kind == "hub" else []
+    return [(repo_id, ["*.json", "*.safetensors"], revision, "model") for repo_id, revision in names]
+
+
+def plan_all(needed: list[tuple], endpoint: str | None = None) -> list[Plan]:
+    """A plan for each (repository, patterns, revision) of data, with "model" as a fourth of a model.
+
+    One ValueError lists all repositories that have none.
+    """
     plans, faults = [], []
-    for repo_id, patterns, revision in needed:
+    for question in needed:
         try:
-            plans.append(plan_fetch(repo_id, patterns, revision, endpoint=endpoint))
+            plans.append(plan_fetch(*question, endpoint=endpoint))
         except ValueError as error:
             faults.append(str(error))
     if faults and len(needed) > 1:

@@ -107,11 +107,66 @@ def plot_losses(axes, logs: dict[str, pd.DataFrame]) -> None:
 def plot_dims(axes, dims: pd.DataFrame) -> None:
     """Mean score against matryoshka dim, one line per kind of task. dims: dim, type, score."""
     for kind, rows in dims.groupby("type", sort=False):
+        rows = rows.sort_values("dim")
         axes.plot(rows["dim"], 100 * rows["score"], marker="o", label=kind)
-    axes.set(xscale="log", xlabel="dimensions kept", ylabel="score x 100")
-    axes.set_xticks(sorted(dims["dim"].unique()), [str(dim) for dim in sorted(dims["dim"].unique())])
-    axes.minorticks_off()
+    axes.set(xlabel="dimensions kept", ylabel="score x 100")
+    _log_axis(axes, dims["dim"].unique())
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_sizes(axes, points: pd.DataFrame) -> None:
+    """Quality over parameters and over dimensions, on two axes: model, without_embeddings, dim, score.
+
+    Left: one line per number of dimensions kept, over models; right: one line per model, over dimensions.
+    """
+    left, right = axes
+    full = points.loc[points.groupby("model")["dim"].idxmax()].sort_values("without_embeddings")
+    lines = {"all": full} | {f"{dim}": rows for dim, rows in points.groupby("dim") if len(rows) > 1}
+    for name, rows in lines.items():
+        rows = rows.sort_values("without_embeddings")
+        left.plot(rows["without_embeddings"] / 1e3, 100 * rows["score"], marker="o", label=f"{name} dimensions")
+    for row in full.itertuples():
+        place = (row.without_embeddings / 1e3, 100 * row.score)
+        left.annotate(label(row.model).split(",")[0], place, xytext=(0, 6), textcoords="offset points", ha="center")
+    left.set(xlabel="thousand parameters outside embeddings", ylabel="mean score x 100")
+    _log_axis(left, (full["without_embeddings"] / 1e3).round().astype(int).unique())
+    left.margins(x=0.12, y=0.12)
+    for model in full["model"][::-1]:
+        rows = points[points["model"] == model].sort_values("dim")
+        right.plot(rows["dim"], 100 * rows["score"], marker="o", label=label(model))
+    right.set(xlabel="dimensions kept")
+    _log_axis(right, points["dim"].unique())
+    for one in axes:
+        one.legend()
+
+
+def _log_axis(axes, ticks) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
+    axes.minorticks_off()
+
+
+def table_of_students(scores: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
+    """What each student keeps: mean scores times 100 of pruned, distilled, teacher, and shares of the teacher's.
+
+    parameters: model, without_embeddings. share of gain: (student - untrained) / (teacher - untrained).
+    """
+    mean, size = scores.groupby("model")["score"].mean(), parameters.set_index("model")["without_embeddings"]
+    names = [name.removesuffix("-distilled") for name in scores["model"].unique() if name.endswith("-distilled")]
+    gain = mean["stage2"] - mean["untrained"]
+    rows = {
+        name: {
+            "share of parameters": size[f"{name}-distilled"] / size["stage2"],
+            "pruned": 100 * mean[f"{name}-pruned"],
+            "distilled": 100 * mean[f"{name}-distilled"],
+            "teacher": 100 * mean["stage2"],
+            "share of teacher's mean": mean[f"{name}-distilled"] / mean["stage2"],
+            "share of gain, pruned": (mean[f"{name}-pruned"] - mean["untrained"]) / gain,
+            "share of gain, distilled": (mean[f"{name}-distilled"] - mean["untrained"]) / gain,
+        }
+        for name in names
+    }
+    return pd.DataFrame(rows).T
 
 
 def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> None:
@@ -122,19 +177,6 @@ def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> Non
         axes.plot(range(len(order)), 100 * rows, marker, linestyle="none", label=label(model))
     axes.set_xticks(range(len(order)), order, rotation=90)
     axes.set(xlabel="language", ylabel="bitext F1 x 100")
-    axes.legend()
-
-
-def plot_parameters(axes, points: pd.DataFrame) -> None:
-    """Mean score against parameters. points: model, parameters, score, kind."""
-    for kind, rows in points.groupby("kind", sort=False):
-        axes.plot(rows["parameters"] / 1e6, 100 * rows["score"], "o", label=kind)
-        for row in rows.itertuples():
-            axes.annotate(
-                label(row.model), (row.parameters / 1e6, 100 * row.score), xytext=(5, 4), textcoords="offset points"
-            )
-    axes.set(xlabel="parameters (millions)", ylabel="mean score x 100")
-    axes.margins(x=0.2, y=0.15)
     axes.legend()
 
 

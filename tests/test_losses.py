@@ -82,6 +82,19 @@ def test_distillation_loss_is_the_mean_squared_error_to_the_teachers_first_dimen
     assert distillation_loss(student, teacher).item() == F.mse_loss(student, teacher[:, :4]).item()
 
 
+@pytest.mark.parametrize("width", [4, 6], ids=["cut", "as wide"])
+def test_normalised_distillation_is_2_minus_2_cosine_shared_out_over_the_dimensions(width):
+    """The teacher's length is taken of the dimensions that are left, not of all."""
+    student, teacher = torch.randn(2, 3, width), 5 * torch.randn(2, 3, 6)
+    expected = []
+    for a, b in zip(student.reshape(-1, width).tolist(), teacher[..., :width].reshape(-1, width).tolist()):
+        cosine = sum(s * t for s, t in zip(a, b)) / math.hypot(*a) / math.hypot(*b)
+        expected.append(2 - 2 * cosine)
+    loss = distillation_loss(student, teacher, normalised=True)
+    assert width * loss.item() == pytest.approx(mean(expected), rel=1e-5) and len(expected) == 6
+    assert loss != distillation_loss(student, teacher), "vacuous: not normalised"
+
+
 # Known limits -----------------------------------------------------------------------------------
 
 
@@ -109,6 +122,25 @@ def test_a_model_is_its_own_perfect_teacher():
 def test_distillation_is_not_normalised():
     student = torch.randn(3, 8)
     assert distillation_loss(student, 2 * student).item() == pytest.approx(student.square().mean().item())
+
+
+def test_normalised_distillation_does_not_depend_on_lengths_and_has_its_gradient_across_them():
+    student, teacher = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8)
+    loss = distillation_loss(student, teacher, normalised=True)
+    assert distillation_loss(3 * student, 0.1 * teacher, normalised=True).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert distillation_loss(student, 7 * student, normalised=True).item() == pytest.approx(0, abs=1e-12)
+    assert distillation_loss(student, -student, normalised=True).item() == pytest.approx(4 / 8)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert gradient.norm(dim=-1).min() > 1e-4, "vacuous: no gradient"
+    along = (gradient * student).sum(-1) / gradient.norm(dim=-1) / student.norm(dim=-1)
+    assert along.abs().max() < 1e-5
+
+
+def test_an_embedding_of_length_0_has_a_finite_normalised_loss_and_gradient():
+    student = torch.zeros(1, 8, requires_grad=True)
+    loss = distillation_loss(student, torch.randn(1, 8), normalised=True)
+    loss.backward()
+    assert loss.item() == pytest.approx(1 / 8) and student.grad.isfinite().all()
 
 
 def test_a_student_wider_than_its_teacher_is_an_error_that_names_both_widths():
@@ -185,7 +217,9 @@ def test_bfloat16_embeddings_are_compared_in_float32(query, passage, negatives):
     expected = hard_negative_loss(*exact, TEMPERATURE), in_batch_loss(*exact[:2], positive, TEMPERATURE)
     assert [loss.dtype for loss in losses] == [torch.float32] * 2
     assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
-    assert distillation_loss(rounded[0], rounded[1]).item() == distillation_loss(exact[0], exact[1]).item()
+    for normalised in (False, True):
+        loss, reference = (distillation_loss(*pair[:2], normalised) for pair in (rounded, exact))
+        assert loss.dtype == torch.float32 and loss.item() == reference.item() > 0
 
 
 def test_hard_negatives_of_other_queries_do_not_matter(query, passage, negatives):

@@ -64,7 +64,18 @@ def closure(modules: set[str]) -> set[str]:
 
 def test_there_is_one_notebook_per_stage():
     named = [re.sub(r"^\d+_", "", notebook.stem) for notebook in NOTEBOOKS]
-    assert named == ["backbone", "data", "mine", "stage1", "stage2", "prune", "distill", "evaluate", "report"]
+    assert named == [
+        "backbone",
+        "data",
+        "mine",
+        "stage1",
+        "stage2",
+        "prune",
+        "distill",
+        "evaluate",
+        "report",
+        "ablations",
+    ]
     assert set(STAGES) == {*named, "config", "code", "teacher"}
     assert STAGES["code"]["foreach"] == [notebook.stem for notebook in NOTEBOOKS]
 

@@ -1,28 +1,63 @@
-"""Pruned models against masked, shallow and unpruned ones, and the importance scores against a slow computation."""
+"""Pruned models against masked, shallow, permuted and unpruned ones, and the scores against a slow computation."""
 
 import copy
+import itertools
+import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SENTENCES
-from transformers import AutoModel
+from transformers import AutoModel, Qwen3Config, Qwen3Model
+from transformers.initialization import no_init_weights
 
-from f2llm.config import Shape
+from f2llm.backbone import CONFIG_NAMES
+from f2llm.config import Shape, resolve
 from f2llm.model import Embedder
-from f2llm.prune import importance_scores, keep_highest, prune_depth, prune_to, prune_width
+from f2llm.prune import (
+    Importance,
+    importance_scores,
+    keep_channels,
+    keep_layers,
+    keep_mlp_channels,
+    prune_depth,
+    prune_to,
+    prune_width,
+)
+
+D, MLP, LAYERS = 32, 48, 2
+WHOLE = Shape(hidden_dim=D, mlp_dim=MLP, layers=LAYERS)
+NARROW = Shape(hidden_dim=20, mlp_dim=24, layers=LAYERS)
+SMALL = Shape(hidden_dim=20, mlp_dim=24, layers=1)
 
 
 @pytest.fixture
 def embedder(embedder):
-    """The tiny model with norm weights that differ, as training leaves them."""
+    """The tiny model with norm weights and channels of different lengths, as training leaves them."""
     with torch.no_grad():
         for name, parameter in embedder.model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 2)
+        embedder.model.embed_tokens.weight *= torch.linspace(0.5, 2, D)[torch.randperm(D)]
     return embedder
 
 
+@pytest.fixture
+def plan(config):
+    """As the papers have it."""
+    as_published = {"activations": "normed", "norm": "l2", "channels": "importance", "order": "original"}
+    as_published |= {"rescale": "none", "layers": "first", "weights": "pruned"}
+    return replace(config.prune, **as_published)
+
+
+@pytest.fixture
+def scores(embedder):
+    return importance_scores(embedder, SENTENCES)
+
+
+@torch.no_grad()
 def hidden_states(model, texts):
     """Final hidden states of every text, one after the other."""
     return torch.cat([model.model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in model.tokenize(texts)])
@@ -32,62 +67,146 @@ def as_embedder(model, like):
     return Embedder(model.eval(), like.tokenizer, like.max_tokens)
 
 
-# Cutting ----------------------------------------------------------------------------------------
+def norms_of(model):
+    """Name -> RMS norm over hidden channels."""
+    return {name: part for name, part in model.named_modules() if name == "norm" or name.endswith("layernorm")}
 
 
-def test_pruning_nothing_gives_the_same_model(embedder):
-    shape = Shape(hidden_dim=32, mlp_dim=48, layers=2)
-    pruned = prune_to(embedder, shape, importance_scores(embedder, SENTENCES))
+def same_weights(one, other):
+    theirs = other.model.state_dict()
+    return all(torch.equal(weight, theirs[name]) for name, weight in one.model.state_dict().items())
+
+
+# Width ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ["normed", "residual"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+@pytest.mark.parametrize("rescale", ["none", "masked", "calibrated"])
+def test_pruning_nothing_changes_not_one_bit(embedder, plan, rescale, norm, activations):
+    scores = importance_scores(embedder, SENTENCES, norm, activations)
+    pruned = prune_to(embedder, WHOLE, scores, replace(plan, rescale=rescale, layers="change"), seed=0)
     assert torch.equal(hidden_states(pruned, SENTENCES), hidden_states(embedder, SENTENCES))
-    assert pruned.model is not embedder.model
+    assert same_weights(pruned, embedder)
+    parts = zip(pruned.model.parameters(), embedder.model.parameters(), strict=True)
+    assert all(one.data_ptr() != other.data_ptr() for one, other in parts), "a copy"
 
 
 @torch.no_grad()
 def masked(model, hidden_keep, mlp_keep):
-    """Oracle: the wide model that never writes to a dropped channel.
-
-    Its RMS norms still divide by the root of all D channels, which their weights and epsilon make up for.
-    """
+    """Oracle: the wide model that never writes to a dropped channel."""
     model = copy.deepcopy(model)
-    width = model.config.hidden_size
-    dropped = [channel for channel in range(width) if channel not in hidden_keep]
+    dropped = [channel for channel in range(D) if channel not in hidden_keep]
     model.embed_tokens.weight[:, dropped] = 0
-    norms = [model.norm]
     for layer, keep in zip(model.layers, mlp_keep):
         layer.self_attn.o_proj.weight[dropped] = 0
         layer.mlp.down_proj.weight[dropped] = 0
-        out = [channel for channel in range(model.config.intermediate_size) if channel not in keep]
+        out = [channel for channel in range(MLP) if channel not in keep]
         layer.mlp.gate_proj.weight[out] = 0
-        norms += [layer.input_layernorm, layer.post_attention_layernorm]
-    for norm in norms:
-        norm.weight *= (len(hidden_keep) / width) ** 0.5
-        norm.variance_epsilon *= len(hidden_keep) / width
     return model
 
 
-def test_a_width_pruned_model_equals_the_masked_one(embedder):
-    hidden_keep = torch.randperm(32)[:20].sort().values
-    mlp_keep = [torch.randperm(48)[:24].sort().values for _ in range(2)]
+@pytest.fixture
+def kept(scores):
+    """(hidden channels, MLP channels of each layer, scores by which they are kept)."""
+    hidden_keep = torch.randperm(D)[:20].sort().values
+    mlp_keep = [torch.randperm(MLP)[:24].sort().values for _ in range(LAYERS)]
     assert not torch.equal(*mlp_keep), "vacuous: layers keep the same channels"
-    narrow = as_embedder(prune_width(embedder.model, hidden_keep, mlp_keep), embedder)
-    wide = as_embedder(masked(embedder.model, hidden_keep.tolist(), [keep.tolist() for keep in mlp_keep]), embedder)
+    hidden, mlp = torch.zeros(D), [torch.zeros(MLP) for _ in range(LAYERS)]
+    for score, keep in ((hidden, hidden_keep), *zip(mlp, mlp_keep)):
+        score[keep] = torch.rand(len(keep)) + 0.5
+    return hidden_keep, mlp_keep, replace(scores, hidden=hidden, mlp=mlp)
+
+
+@pytest.mark.parametrize("rescale", ["none", "masked"])
+def test_a_width_pruned_model_equals_the_masked_one(embedder, plan, kept, rescale):
+    """Without rescaling up to sqrt(D / kept) in the norms, with it as it is; epsilons are made to correspond."""
+    hidden_keep, mlp_keep, scores = kept
+    narrow = prune_to(embedder, NARROW, scores, replace(plan, rescale=rescale), seed=0)
+    wide = as_embedder(masked(embedder.model, hidden_keep, mlp_keep), embedder)
+    unadjusted = hidden_states(wide, SENTENCES)[:, hidden_keep]
+    share = len(hidden_keep) / D
+    for norm in norms_of(narrow.model).values():
+        norm.variance_epsilon /= share
+    if rescale == "none":
+        with torch.no_grad():
+            for norm in norms_of(wide.model).values():
+                norm.weight *= share**0.5
     expected = hidden_states(wide, SENTENCES)[:, hidden_keep]
     torch.testing.assert_close(hidden_states(narrow, SENTENCES), expected, rtol=1e-4, atol=1e-5)
     assert (expected - hidden_states(embedder, SENTENCES)[:, hidden_keep]).abs().max() > 0.1, "vacuous: no effect"
+    if rescale == "none":
+        assert (unadjusted - expected).abs().max() > 0.1, "vacuous: the factor does not matter"
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_depth_pruned_model_runs_the_first_layers(embedder, layers):
-    shallow = prune_depth(embedder.model, layers).eval()
-    for ids in embedder.tokenize(SENTENCES):
-        states = embedder.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-        expected = embedder.model.norm(states.hidden_states[1]) if layers == 1 else states.last_hidden_state
-        torch.testing.assert_close(shallow(input_ids=torch.tensor([ids])).last_hidden_state, expected)
-    assert len(shallow.layers) == len(shallow.config.layer_types) == layers
+def test_pruning_to_a_width_is_cutting_the_channels_with_the_highest_scores(embedder, plan, kept):
+    hidden_keep, mlp_keep, scores = kept
+    narrow = as_embedder(prune_width(embedder.model, hidden_keep, mlp_keep), embedder)
+    assert same_weights(narrow, prune_to(embedder, NARROW, scores, plan, seed=0))
 
 
-def test_attention_keeps_its_heads(embedder):
-    pruned = prune_to(embedder, Shape(hidden_dim=20, mlp_dim=24, layers=1), importance_scores(embedder, SENTENCES))
+def test_masked_rescaling_equals_the_plainly_masked_model_up_to_its_norms_epsilon(embedder, plan, kept):
+    hidden_keep, mlp_keep, scores = kept
+    narrow = prune_to(embedder, NARROW, scores, replace(plan, rescale="masked"), seed=0)
+    wide = as_embedder(masked(embedder.model, hidden_keep, mlp_keep), embedder)
+    expected = hidden_states(wide, SENTENCES)[:, hidden_keep]
+    torch.testing.assert_close(hidden_states(narrow, SENTENCES), expected, rtol=1e-2, atol=1e-3)
+    plain = prune_to(embedder, NARROW, scores, plan, seed=0)
+    assert (hidden_states(plain, SENTENCES) - expected).abs().max() > 0.1, "vacuous: rescaling does not matter"
+
+
+@torch.no_grad()
+def handed_on(model, texts, weights):
+    """Mean square of what each norm hands on, over tokens and channels, its weight (by name) divided out."""
+    squares, handles = {name: [] for name in norms_of(model.model)}, []
+    for name, norm in norms_of(model.model).items():
+        keep = squares[name].append
+        handles.append(norm.register_forward_hook(lambda _, inputs, output, keep=keep: keep(output[0])))
+    hidden_states(model, texts)
+    for handle in handles:
+        handle.remove()
+    return {name: (torch.cat(found) / weights[name]).square().mean().item() for name, found in squares.items()}
+
+
+def test_calibrated_rescaling_hands_on_the_mean_square_that_the_kept_channels_had(embedder, plan, scores):
+    student = prune_to(embedder, NARROW, scores, replace(plan, rescale="calibrated"), seed=0)
+    hidden_keep = keep_channels(scores.hidden, 20, plan, torch.Generator())
+    weights = {name: norm.weight[hidden_keep] for name, norm in norms_of(embedder.model).items()}
+    found = handed_on(student, SENTENCES, weights)
+    slow = slow_importance(embedder, SENTENCES)
+    expected = {name: energy[hidden_keep].mean().item() for name, energy in slow.energy.items()}
+    assert found == pytest.approx(expected, rel=1e-3) and len(expected) == 2 * LAYERS + 1
+    different = sorted([1, D / 20, *expected.values()])
+    assert min(b - a for a, b in itertools.pairwise(different)) > 1e-3, "vacuous: as without, as masked, or all alike"
+
+
+def test_calibrated_rescaling_of_the_first_norm_keeps_the_length_of_the_embeddings_channels(embedder, plan, scores):
+    """Its input is the same in both models; slow, token by token, from the embedding table."""
+    student = prune_to(embedder, NARROW, scores, replace(plan, rescale="calibrated"), seed=0)
+    keep, table = keep_channels(scores.hidden, 20, plan, torch.Generator()), embedder.model.embed_tokens.weight.double()
+    tokens = [token for ids in embedder.tokenize(SENTENCES) for token in ids]
+    shares = [(table[token][keep].square().mean() / table[token].square().mean()).item() for token in tokens]
+    ratio = student.model.layers[0].input_layernorm.weight / embedder.model.layers[0].input_layernorm.weight[keep]
+    assert ratio.square().tolist() == pytest.approx([sum(shares) / len(shares)] * 20, rel=1e-5)
+    assert max(shares) > 1.1 * min(shares), "vacuous: all tokens are alike"
+
+
+def test_calibration_follows_a_layer_to_its_new_place(embedder, plan, scores):
+    change = replace(scores, change=torch.tensor([0.1, 0.9]))
+    pruned = [
+        prune_to(embedder, SMALL, change, replace(plan, layers="change", rescale=rescale), seed=0).model
+        for rescale in ("none", "calibrated")
+    ]
+    keep = keep_channels(scores.hidden, 20, plan, torch.Generator())
+    for name, norm in norms_of(pruned[1]).items():
+        origin = name.replace("layers.0", "layers.1")
+        assert origin != name or name == "norm"
+        ratio = (norm.weight / norms_of(pruned[0])[name].weight).square()
+        assert ratio.tolist() == pytest.approx([scores.energy[origin][keep].mean().item()] * 20, rel=1e-5)
+
+
+def test_attention_keeps_its_heads(embedder, plan, scores):
+    pruned = prune_to(embedder, SMALL, scores, plan, seed=0)
     attention, original = pruned.model.layers[0].self_attn, embedder.model.layers[0].self_attn
     assert attention.q_proj.weight.shape == (4 * 8, 20)
     assert attention.k_proj.weight.shape == attention.v_proj.weight.shape == (2 * 8, 20)
@@ -96,34 +215,200 @@ def test_attention_keeps_its_heads(embedder):
     assert torch.equal(attention.k_norm.weight, original.k_norm.weight)
 
 
-def test_a_student_loads_in_transformers_with_one_layer_type_per_layer(embedder, tmp_path):
-    student = prune_to(embedder, Shape(hidden_dim=20, mlp_dim=24, layers=1), importance_scores(embedder, SENTENCES))
-    student.save(tmp_path / "student")
-    loaded = AutoModel.from_pretrained(tmp_path / "student").eval()
-    config = loaded.config
-    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (20, 24, 1)
-    assert len(config.layer_types) == 1
-    assert torch.equal(hidden_states(as_embedder(loaded, embedder), SENTENCES), hidden_states(student, SENTENCES))
-
-
-def test_pruning_leaves_the_teacher_as_it_was(embedder):
+@pytest.mark.parametrize("rescale", ["none", "calibrated"])
+@pytest.mark.parametrize("weights", ["pruned", "random"])
+def test_pruning_leaves_the_teacher_as_it_was(embedder, plan, rescale, weights):
     before, config = copy.deepcopy(embedder.model.state_dict()), embedder.model.config.to_dict()
-    prune_to(embedder, Shape(hidden_dim=20, mlp_dim=24, layers=1), importance_scores(embedder, SENTENCES))
+    scores = importance_scores(embedder, SENTENCES)
+    prune_to(embedder, SMALL, scores, replace(plan, rescale=rescale, weights=weights), seed=0)
     assert all(torch.equal(before[name], weight) for name, weight in embedder.model.state_dict().items())
     assert embedder.model.config.to_dict() == config
-    assert not embedder.model.layers[0].mlp.down_proj._forward_pre_hooks, "a hook was left behind"
 
 
-def test_a_student_keeps_the_channels_with_the_highest_scores(embedder):
-    scores = importance_scores(embedder, SENTENCES)
+def test_a_student_keeps_the_channels_with_the_highest_scores(embedder, plan, scores):
     scores.hidden = torch.arange(32.0)
     scores.mlp = [torch.arange(48.0), -torch.arange(48.0)]
-    student = prune_to(embedder, Shape(hidden_dim=20, mlp_dim=24, layers=2), scores).model.state_dict()
+    student = prune_to(embedder, NARROW, scores, plan, seed=0).model.state_dict()
     teacher = embedder.model.state_dict()
     assert torch.equal(student["embed_tokens.weight"], teacher["embed_tokens.weight"][:, 12:])
     for layer, channels in ((0, slice(24, 48)), (1, slice(0, 24))):
         name = f"layers.{layer}.mlp.down_proj.weight"
         assert torch.equal(student[name], teacher[name][12:, channels])
+
+
+@pytest.mark.parametrize("rescale", ["none", "masked", "calibrated"])
+def test_the_order_of_importance_permutes_the_embedding_and_changes_nothing_else(embedder, plan, scores, rescale):
+    shape = replace(SMALL, layers=2)
+    ordered, original = (
+        prune_to(embedder, shape, scores, replace(plan, order=order, rescale=rescale), seed=0)
+        for order in ("importance", "original")
+    )
+    keep = keep_channels(scores.hidden, 20, replace(plan, order="importance"), torch.Generator())
+    assert scores.hidden[keep].diff().max() <= 0 and keep.diff().min() < 0, "vacuous: it is the original order"
+    states = hidden_states(ordered, SENTENCES)
+    expected = hidden_states(original, SENTENCES)
+    torch.testing.assert_close(states[:, keep.argsort()], expected, rtol=1e-4, atol=1e-5)
+    assert (states - expected).abs().max() > 0.1, "vacuous: nothing was permuted"
+
+
+# Depth ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def through_layers(model, texts, layers):
+    """Oracle: final hidden states of these layers alone, one text at a time."""
+    found = []
+    for ids in model.tokenize(texts):
+        x = model.model.embed_tokens(torch.tensor([ids]))
+        rotary = model.model.rotary_emb(x, torch.arange(len(ids))[None])
+        for number in layers:
+            layer = model.model.layers[number]
+            x = x + layer.self_attn(rms_norm(layer.input_layernorm, x), rotary, attention_mask=None)[0]
+            x = x + layer.mlp(rms_norm(layer.post_attention_layernorm, x))
+        found.append(rms_norm(model.model.norm, x)[0])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [0, 1]])
+def test_a_depth_pruned_model_runs_these_layers(embedder, layers):
+    shallow = as_embedder(prune_depth(embedder.model, layers), embedder)
+    found = hidden_states(shallow, SENTENCES)
+    torch.testing.assert_close(found, through_layers(embedder, SENTENCES, layers), rtol=1e-4, atol=1e-5)
+    for others in ([0], [1], [0, 1]):
+        if others != layers:
+            assert (found - through_layers(embedder, SENTENCES, others)).abs().max() > 0.1, "vacuous: layers are alike"
+    assert len(shallow.model.layers) == len(shallow.model.config.layer_types) == len(layers)
+
+
+@pytest.mark.parametrize(("rule", "layer"), [("first", 0), ("change", 1)])
+def test_a_student_has_the_first_layers_or_those_that_change_most(embedder, plan, scores, rule, layer):
+    scores.change = torch.tensor([0.1, 0.5])
+    shape = replace(WHOLE, layers=1)
+    student = prune_to(embedder, shape, scores, replace(plan, layers=rule), seed=0)
+    assert same_weights(student, as_embedder(prune_depth(embedder.model, [layer]), embedder))
+    assert not same_weights(student, as_embedder(prune_depth(embedder.model, [1 - layer]), embedder))
+
+
+def test_the_mlp_channels_of_a_layer_are_kept_by_its_own_scores(embedder, plan, scores):
+    scores.change = torch.tensor([0.1, 0.5])
+    scores.mlp = [torch.arange(48.0), -torch.arange(48.0)]
+    student = prune_to(embedder, replace(SMALL, hidden_dim=D), scores, replace(plan, layers="change"), seed=0)
+    kept_rows = student.model.layers[0].mlp.gate_proj.weight
+    assert torch.equal(kept_rows, embedder.model.layers[1].mlp.gate_proj.weight[:24])
+
+
+def test_layers_stay_in_their_order_and_of_equal_ones_the_first_stay(plan):
+    change = torch.tensor([0.3, 0.9, 0.1, 0.4, 0.4, 0.2])
+    assert keep_layers(change, 3, replace(plan, layers="change")) == [1, 3, 4]
+    assert keep_layers(change, 2, replace(plan, layers="change")) == [1, 3]
+    assert keep_layers(change, 3, replace(plan, layers="first")) == [0, 1, 2]
+
+
+# What is kept -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [keep_channels, keep_mlp_channels])
+def test_the_highest_scores_keep_their_original_order_and_of_equals_the_first(plan, keep):
+    def kept(scores, count):
+        return keep(torch.tensor(scores), count, plan, torch.Generator()).tolist()
+
+    assert kept([5.0, 1, 7, 3, 6], 3) == [0, 2, 4]
+    assert kept([1.0, 2, 2, 2, 1], 2) == [1, 2]
+    assert kept([1.0] * 100, 40) == list(range(40))
+
+
+def test_channels_in_the_order_of_importance_of_equals_the_first_come_first(plan):
+    ordered = replace(plan, order="importance")
+    assert keep_channels(torch.tensor([5.0, 1, 7, 3, 7, 5]), 4, ordered, torch.Generator()).tolist() == [2, 4, 0, 5]
+    mlp = keep_mlp_channels(torch.tensor([5.0, 1, 7, 3, 7, 5]), 4, ordered, torch.Generator())
+    assert mlp.tolist() == [0, 2, 4, 5], "an MLP's order means nothing"
+
+
+def test_the_first_channels_are_a_prefix_and_the_mlp_is_cut_by_importance_all_the_same(embedder, plan, scores):
+    scores.hidden = torch.arange(32.0)
+    first = replace(plan, channels="first")
+    student, by_importance = (prune_to(embedder, NARROW, scores, choice, seed=0) for choice in (first, plan))
+    embedding, teacher = student.model.embed_tokens.weight, embedder.model.embed_tokens.weight
+    assert torch.equal(embedding, teacher[:, :20])
+    assert not torch.equal(embedding, by_importance.model.embed_tokens.weight)
+    rows = keep_mlp_channels(scores.mlp[0], 24, plan, torch.Generator())
+    assert torch.equal(
+        student.model.layers[0].mlp.up_proj.weight, embedder.model.layers[0].mlp.up_proj.weight[rows][:, :20]
+    )
+    assert rows.tolist() != list(range(24)), "vacuous: the prefix is what matters most"
+
+
+def test_random_channels_are_sorted_and_drawn_by_the_seed_alone(embedder, plan, scores):
+    random = replace(plan, channels="random")
+    students = {}
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        torch.manual_seed(len(name) + 7)  # what was drawn before must not matter
+        students[name] = prune_to(embedder, NARROW, scores, random, seed)
+    assert same_weights(students["one"], students["again"])
+    assert not same_weights(students["one"], students["other"])
+    for keep, total in ((keep_channels, D), (keep_mlp_channels, MLP)):
+        chosen = keep(torch.rand(total), 20, random, torch.Generator().manual_seed(0)).tolist()
+        assert chosen == sorted(set(chosen)) and len(chosen) == 20 and chosen[-1] < total
+        others = keep(torch.rand(total), 20, random, torch.Generator().manual_seed(0)).tolist()
+        assert chosen == others, "scores do not matter"
+    first, second = (layer.mlp.gate_proj.weight for layer in students["one"].model.layers)
+    kept_rows = []
+    for layer, cut in zip(embedder.model.layers, (first, second)):
+        columns = keep_channels(scores.hidden, 20, random, torch.Generator().manual_seed(0))
+        whole = layer.mlp.gate_proj.weight[:, columns]
+        kept_rows.append([next(row for row in range(MLP) if torch.equal(whole[row], own)) for own in cut])
+    assert all(rows == sorted(rows) for rows in kept_rows) and kept_rows[0] != kept_rows[1], "each layer its own draw"
+
+
+def test_random_weights_have_the_students_shape_and_nothing_of_the_teacher(embedder, plan, scores):
+    random = replace(plan, weights="random", rescale="calibrated")
+    pruned = prune_to(embedder, SMALL, scores, plan, seed=0)
+    students = {}
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        torch.manual_seed(len(name) + 7)
+        students[name] = prune_to(embedder, SMALL, scores, random, seed)
+    student = students["one"]
+    shapes = [
+        {name: (weight.shape, weight.dtype) for name, weight in model.model.state_dict().items()}
+        for model in (student, pruned)
+    ]
+    assert shapes[0] == shapes[1] and student.num_parameters() == pruned.num_parameters()
+    assert student.model.config.to_dict() == pruned.model.config.to_dict()
+    assert (student.max_tokens, student.token_budget) == (embedder.max_tokens, embedder.token_budget)
+    assert same_weights(student, students["again"]) and not same_weights(student, students["other"])
+    matrices = [name for name, weight in student.model.state_dict().items() if weight.dim() == 2]
+    assert len(matrices) == 8
+    for name in matrices:
+        weight, theirs = student.model.state_dict()[name], pruned.model.state_dict()[name]
+        assert not torch.isclose(weight, theirs).float().mean() > 0.1, name
+        assert weight.std().item() == pytest.approx(embedder.model.config.initializer_range, rel=0.2)
+    assert all(bool((norm.weight == 1).all()) for norm in norms_of(student.model).values())
+
+
+# Students elsewhere -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layers": "change", "rescale": "calibrated", "order": "importance"}, {"weights": "random"}],
+    ids=["published", "calibrated", "random"],
+)
+def test_a_student_loads_in_transformers_and_sentence_transformers(embedder, plan, scores, tmp_path, changes):
+    from sentence_transformers import SentenceTransformer
+
+    student = prune_to(embedder, SMALL, scores, replace(plan, **changes), seed=0)
+    student.save(tmp_path / "student")
+    written = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert written["layer_types"] == ["full_attention"] and written["max_window_layers"] == 1
+    loaded = AutoModel.from_pretrained(tmp_path / "student").eval()
+    config = loaded.config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (20, 24, 1)
+    assert config.layer_types == ["full_attention"] and config.max_window_layers == 1
+    assert torch.equal(hidden_states(as_embedder(loaded, embedder), SENTENCES), hidden_states(student, SENTENCES))
+    theirs = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(SENTENCES)
+    ours = student.encode(SENTENCES)
+    assert np.abs(theirs - ours).max() < 1e-5 and ours.shape == (len(SENTENCES), 20)
+    assert np.abs(ours - ours[::-1]).max() > 0.01, "vacuous: all embeddings are alike"
 
 
 # Scores -----------------------------------------------------------------------------------------
@@ -135,43 +420,162 @@ def rms_norm(norm, x):
 
 
 @torch.no_grad()
-def slow_importance(model, texts):
-    """Oracle: one text at a time, layer by layer, from the hidden states that transformers returns."""
-    hidden, mlp = torch.zeros(32), [torch.zeros(48) for _ in model.model.layers]
+def slow_importance(model, texts, norm="l2", activations="normed"):
+    """Oracle: one text at a time, layer by layer, every activation kept; then one look at all of them."""
+    streams, inner, change = {name: [] for name in norms_of(model.model)}, [[] for _ in range(LAYERS)], []
     for ids in model.tokenize(texts):
-        positions = torch.arange(len(ids))[None]
-        states = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        x = model.model.embed_tokens(torch.tensor([ids]))
+        rotary, lengths = model.model.rotary_emb(x, torch.arange(len(ids))[None]), [x[0].norm(dim=-1)]
         for number, layer in enumerate(model.model.layers):
-            x = states[number]
-            before = rms_norm(layer.input_layernorm, x)
-            attended = x + layer.self_attn(before, model.model.rotary_emb(x, positions), attention_mask=None)[0]
-            after = rms_norm(layer.post_attention_layernorm, attended)
-            inner = F.silu(layer.mlp.gate_proj(after)) * layer.mlp.up_proj(after)
-            hidden += before[0].square().sum(0) + after[0].square().sum(0)
-            mlp[number] += inner[0].square().sum(0)
-        hidden += states[-1][0].square().sum(0)
-    return hidden.sqrt(), [square.sqrt() for square in mlp]
+            streams[f"layers.{number}.input_layernorm"].append(x[0])
+            x = x + layer.self_attn(rms_norm(layer.input_layernorm, x), rotary, attention_mask=None)[0]
+            streams[f"layers.{number}.post_attention_layernorm"].append(x[0])
+            after = rms_norm(layer.post_attention_layernorm, x)
+            gated = F.silu(layer.mlp.gate_proj(after)) * layer.mlp.up_proj(after)
+            inner[number].append(gated[0])
+            x = x + layer.mlp.down_proj(gated)
+            lengths.append(x[0].norm(dim=-1))
+        streams["norm"].append(x[0])
+        change.append(torch.stack([(after / before - 1).abs() for before, after in itertools.pairwise(lengths)]))
+    streams = {name: torch.cat(parts) for name, parts in streams.items()}  # (T, D)
+    measured = streams
+    if activations == "normed":
+        measured = {name: rms_norm(part, streams[name]) for name, part in norms_of(model.model).items()}
+
+    def length(values):
+        order = {"l1": 1, "l2": 2, "max": torch.inf}[norm]
+        return torch.linalg.vector_norm(values.double(), ord=order, dim=0)
+
+    return Importance(
+        hidden=length(torch.cat(list(measured.values()))),
+        mlp=[length(torch.cat(parts)) for parts in inner],
+        change=torch.cat(change, dim=1).double().mean(1),
+        energy={
+            name: (x.double().square() / x.double().square().mean(-1, keepdim=True)).mean(0)
+            for name, x in streams.items()
+        },
+    )
 
 
-def test_importance_is_the_norm_of_activations_over_all_tokens(embedder):
-    texts = [*SENTENCES, "a", "fox", "dog", ""]  # of several lengths, some of the same
-    scores = importance_scores(embedder, texts)
-    hidden, mlp = slow_importance(embedder, texts)
-    assert hidden.max() > 1.5 * hidden.min() and mlp[0].max() > 1.5 * mlp[0].min(), "vacuous: all channels are alike"
-    torch.testing.assert_close(scores.hidden.float(), hidden, rtol=1e-4, atol=1e-5)
-    for score, expected in zip(scores.mlp, mlp, strict=True):
-        torch.testing.assert_close(score.float(), expected, rtol=1e-4, atol=1e-5)
+TEXTS = [*SENTENCES, "a", "fox", "dog", ""]  # of several lengths, some of the same
 
 
-def test_importance_does_not_depend_on_the_order_of_texts_or_the_budget(embedder):
-    scores = importance_scores(embedder, SENTENCES)
-    embedder.token_budget = 1
-    other = importance_scores(embedder, SENTENCES[::-1])
-    torch.testing.assert_close(other.hidden, scores.hidden, rtol=1e-5, atol=0)
+@pytest.mark.parametrize("activations", ["normed", "residual"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_importance_is_the_norm_of_activations_over_all_tokens(embedder, norm, activations):
+    embedder.token_budget = 40
+    scores = importance_scores(embedder, TEXTS, norm, activations)
+    slow = slow_importance(embedder, TEXTS, norm, activations)
+    pairs = [(scores.hidden, slow.hidden), *zip(scores.mlp, slow.mlp, strict=True)]
+    for score, expected in pairs:
+        assert expected.max() > 1.5 * expected.min(), "vacuous: all channels are alike"
+        torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-5)
+    for other in {"l1", "l2", "max"} - {norm}:
+        assert not torch.allclose(importance_scores(embedder, TEXTS, other, activations).hidden, scores.hidden)
+
+
+def test_normed_and_residual_activations_are_not_the_same_channels(embedder):
+    normed, residual = (
+        importance_scores(embedder, TEXTS, activations=activations) for activations in ("normed", "residual")
+    )
+    assert normed.hidden.argmax() != residual.hidden.argmax()
+    assert all(torch.equal(*pair) for pair in zip(normed.mlp, residual.mlp)), "MLP channels are measured alike"
+
+
+def test_the_change_of_a_layer_is_the_mean_relative_change_of_the_streams_length(embedder):
+    """Against the hidden states that transformers returns, but for the last, which it norms."""
+    embedder.token_budget = 40
+    scores = importance_scores(embedder, TEXTS)
+    slow = slow_importance(embedder, TEXTS).change
+    torch.testing.assert_close(scores.change, slow, rtol=1e-4, atol=1e-6)
+    states = [
+        embedder.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for ids in embedder.tokenize(TEXTS)
+    ]
+    before, after = (torch.cat([state[number][0] for state in states]).norm(dim=-1) for number in (0, 1))
+    assert scores.change[0].item() == pytest.approx((after / before - 1).abs().mean().item(), rel=1e-4)
+    assert slow.min() > 0.01 and (slow[0] / slow[1]).log().abs() > 0.05, "vacuous: layers are alike"
+
+
+def test_the_energy_of_every_norm_has_mean_1_and_is_that_of_the_slow_computation(embedder, scores):
+    slow = slow_importance(embedder, SENTENCES)
+    assert list(scores.energy) == list(norms_of(embedder.model)) == list(slow.energy)
+    for name, energy in scores.energy.items():
+        torch.testing.assert_close(energy, slow.energy[name], rtol=1e-4, atol=1e-6)
+        assert energy.mean().item() == pytest.approx(1) and energy.max() > 1.2
+
+
+def test_importance_does_not_depend_on_the_order_of_texts_or_the_budget(embedder, scores):
+    for budget, texts in ((1, SENTENCES[::-1]), (30, [*SENTENCES[3:], *SENTENCES[:3]]), (10_000, SENTENCES)):
+        embedder.token_budget = budget
+        other = importance_scores(embedder, texts)
+        for one, same in zip([scores.hidden, scores.change, *scores.mlp], [other.hidden, other.change, *other.mlp]):
+            torch.testing.assert_close(one, same, rtol=1e-5, atol=0)
+        for name, energy in scores.energy.items():
+            torch.testing.assert_close(other.energy[name], energy, rtol=1e-5, atol=0)
     assert not torch.allclose(importance_scores(embedder, SENTENCES[:2]).hidden, scores.hidden)
 
 
-def test_the_highest_scores_keep_their_original_order_and_of_equals_the_first():
-    assert keep_highest(torch.tensor([5.0, 1, 7, 3, 6]), 3).tolist() == [0, 2, 4]
-    assert keep_highest(torch.tensor([1.0, 2, 2, 2, 1]), 2).tolist() == [1, 2]
-    assert keep_highest(torch.ones(100), 40).tolist() == list(range(40))
+def test_a_token_whose_embedding_is_0_leaves_all_scores_finite(embedder):
+    """As that of a padding token, which no gradient ever reaches, in a text that spells it out."""
+    with torch.no_grad():
+        embedder.model.embed_tokens.weight[embedder.tokenize(["fox"])[0][0]] = 0
+    scores = importance_scores(embedder, ["fox", *SENTENCES])
+    without = importance_scores(embedder, SENTENCES)
+    for found in (scores.hidden, scores.change, *scores.mlp, *scores.energy.values()):
+        assert found.isfinite().all()
+    torch.testing.assert_close(scores.change, without.change, rtol=0.5, atol=0)
+
+
+def hooks_of(model):
+    return [hook for part in model.modules() for hook in (*part._forward_hooks, *part._forward_pre_hooks)]
+
+
+def test_no_hook_is_left_behind_also_when_a_pass_ends_in_an_error(embedder):
+    before = hooks_of(embedder.model)
+    importance_scores(embedder, SENTENCES)
+    assert hooks_of(embedder.model) == before
+    seen = []
+
+    def fail(*_):
+        seen.append(len(hooks_of(embedder.model)))
+        raise RuntimeError("no more memory")
+
+    handle = embedder.model.layers[1].mlp.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        importance_scores(embedder, SENTENCES)
+    assert seen == [len(before) + 1 + (2 * LAYERS + 1) + LAYERS], "vacuous: no hook was there"
+    handle.remove()
+    assert hooks_of(embedder.model) == before
+
+
+# The published shape ----------------------------------------------------------------------------
+
+
+def test_0_6b_prunes_to_the_published_counts_of_parameters(params, tokenizer, plan):
+    """Exact numbers, which table 1 of the paper rounds to 330M, 160M and 80M; by hand from the shape beside them."""
+    config = resolve(params, "0.6B")
+    backbone = config.backbone
+    shape = {name: getattr(backbone, key) for key, name in CONFIG_NAMES.items()}
+    with no_init_weights():  # normal numbers for all of them take ten seconds
+        model = Qwen3Model(Qwen3Config(**shape, pad_token_id=0)).eval().bfloat16()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1) if "norm" in name else weight.uniform_(-0.03, 0.03)
+    model = Embedder(model, tokenizer, max_tokens=24)
+    assert model.num_parameters()[0] == 596_049_920
+    scores = importance_scores(model, SENTENCES[:3], plan.norm, plan.activations)
+    assert scores.hidden.shape == (1024,) and len(scores.mlp) == len(scores.change) == 28
+    counts = {}
+    for name, student in config.prune.students.items():
+        pruned = prune_to(model, student, scores, config.prune, config.seed)
+        counts[name] = pruned.num_parameters()[0]
+        hidden, mlp, head = student.hidden_dim, student.mlp_dim, backbone.head_dim
+        heads = 2 * backbone.query_heads + 2 * backbone.key_value_heads
+        a_layer = hidden * head * heads + 3 * hidden * mlp + 2 * hidden + 2 * head
+        assert counts[name] == backbone.vocab * hidden + student.layers * a_layer + hidden
+        assert pruned.model.dtype == torch.bfloat16 and len(pruned.model.config.layer_types) == student.layers
+        embeddings = pruned.encode(SENTENCES[:2])
+        assert embeddings.shape == (2, hidden) and np.isfinite(embeddings).all()
+        del pruned
+    assert counts == {"330M": 334_349_184, "160M": 159_185_024, "80M": 80_084_288}

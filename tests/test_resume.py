@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, write_small_store
+from safetensors.torch import load_file
 from test_notebooks import closure
 from trainings import NO_MOUNT
 
@@ -35,7 +37,8 @@ def kit(config, tiny_training):
     """A whole configuration of small trainings."""
     plan = replace(tiny_training, max_steps=STEPS, validate_every=3, validation_rows=2, matryoshka_min_dim=16)
     shapes = {"one": Shape(32, 48, 2), "two": Shape(32, 48, 2)}
-    small = replace(config, stage1=plan, stage2=plan, distill=replace(plan, distillation_weight=1.0))
+    distill = dict.fromkeys(shapes, replace(plan, distillation_weight=1.0))
+    small = replace(config, stage1=plan, stage2=plan, distill=distill)
     small = replace(small, prune=replace(config.prune, students=shapes))
     return replace(small, machine=replace(config.machine, threads=1, save_every=2))
 
@@ -242,6 +245,106 @@ def test_a_training_killed_while_it_resumes_loses_nothing(trainings, interrupted
     trainings.kill(interrupted, "stage2", {"at": f"f2llm.{at}", "do": "die_after"})
     assert trainings.finish(interrupted, "stage2") == [6]
     assert_same_result(interrupted, finished)
+
+
+FLUSH = {"at": "f2llm.targets:Cached.flush"}
+SECOND_ROWS, SECOND_KEYS = "000001.rows.npy", "000001.keys.npy"
+CACHE_KILLS = {  # with the parts that are there then, and the step after which the first student goes on
+    "before the first flush": (FLUSH | {"do": "die_before"}, 0, 0),
+    "after the first flush, before its checkpoint": (FLUSH | {"do": "die_after"}, 1, 0),
+    "before a later flush": (FLUSH | {"do": "die_before", "number": 2}, 1, 2),
+    "while rows are written": ({"at": "numpy:save", "do": "die_within", "text": SECOND_ROWS}, 1, 2),
+    "before rows are visible": ({"at": "pathlib:Path.replace", "do": "die_before", "text": SECOND_ROWS}, 1, 2),
+    "between rows and keys": ({"at": "pathlib:Path.replace", "do": "die_after", "text": SECOND_ROWS}, 1, 2),
+    "while keys are written": ({"at": "numpy:save", "do": "die_within", "text": SECOND_KEYS}, 1, 2),
+    "before keys are visible": ({"at": "pathlib:Path.replace", "do": "die_before", "text": SECOND_KEYS}, 1, 2),
+    "after keys are visible": ({"at": "pathlib:Path.replace", "do": "die_after", "text": SECOND_KEYS}, 2, 2),
+    "after a later flush, before its checkpoint": (FLUSH | {"do": "die_after", "number": 2}, 2, 2),
+    "after a checkpoint": ({"at": "f2llm.train:save", "do": "die_after", "number": 2}, 2, 4),
+    "while rows are made": ({"at": "f2llm.targets:embed_without_gradient", "do": "die_after", "number": 5}, 2, 4),
+}
+
+
+def cache(folder: Path) -> dict[str, bytes]:
+    """The files of the only cache."""
+    (only,) = (folder / "scratch" / "teacher").iterdir()
+    return {path.name: path.read_bytes() for path in sorted(only.iterdir())}
+
+
+@pytest.mark.parametrize(("fault", "parts", "step"), CACHE_KILLS.values(), ids=CACHE_KILLS)
+def test_distillation_killed_around_its_cache_goes_on_to_the_same_bits(trainings, folder, finished, fault, parts, step):
+    shutil.copytree(finished / "models" / "kept", folder / "models" / "stage2")  # the teacher
+    trainings.kill(folder, "distill", fault)
+    whole = [name for name in (cache(folder) if (folder / "scratch" / "teacher").exists() else {}) if name[0] != "."]
+    assert sum(name.endswith(".keys.npy") for name in whole) == parts
+    assert trainings.finish(folder, "distill") == ([step] if step else [])
+    assert_same_result(folder, finished, "distill")
+    assert cache(folder) == cache(finished)
+
+
+def test_distillation_killed_again_and_again_reads_and_leaves_the_same_cache(trainings, folder, finished):
+    shutil.copytree(finished / "models" / "kept", folder / "models" / "stage2")
+    after = []
+    while True:
+        status, output = trainings.run(
+            folder, "distill", {"at": "f2llm.train:accumulate_gradients", "do": "die_before", "number": 4}
+        )
+        after.append(went_on(output))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL and len(after) < 2 * STEPS, output
+    assert after == [[], [2], [4], [6], [7, 2], [7, 4], [7, 6]]
+    assert_same_result(folder, finished, "distill")
+    assert cache(folder) == cache(finished)
+
+
+def test_a_second_student_never_asks_the_teacher(trainings, finished, folder):
+    """Nor does the first, trained once more; only the cache is left of the first time."""
+    shutil.copytree(finished / "models" / "kept", folder / "models" / "stage2")
+    shutil.copytree(finished / "scratch" / "teacher", folder / "scratch" / "teacher")
+    status, output = trainings.run(
+        folder, "distill", {"at": "f2llm.targets:embed_without_gradient", "do": "die_before"}
+    )
+    assert status == 0 and went_on(output) == [], output
+    assert_same_result(folder, finished, "distill")
+    shutil.rmtree(folder / "scratch")
+    trainings.kill(folder, "distill", {"at": "f2llm.targets:embed_without_gradient", "do": "die_before"})
+
+
+def test_without_a_cache_a_killed_distillation_goes_on_to_its_own_bits(trainings, folder, finished, kit, tmp_path):
+    """machine.teacher_cache_gib 0: nothing is written, and losses are those of the cache but for their last digits."""
+    configure(folder, replace(kit, machine=replace(kit.machine, teacher_cache_gib=0)))
+    shutil.copytree(finished / "models" / "kept", folder / "models" / "stage2")
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    assert trainings.finish(whole, "distill") == []
+    trainings.kill(folder, "distill", OPTIMIZER | {"number": 6})
+    assert trainings.finish(folder, "distill") == [4]
+    assert_same_result(folder, whole, "distill")
+    assert not (folder / "scratch" / "teacher").exists() and not (whole / "scratch" / "teacher").exists()
+    for out in OUT["distill"]:
+        losses = [[float(row["loss"]) for row in rows_of(path, out, "log")] for path in (whole, finished)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_full_disk_for_the_cache_is_one_error_and_the_last_checkpoint_stays(trainings, folder, finished):
+    shutil.copytree(finished / "models" / "kept", folder / "models" / "stage2")
+    error = trainings.fail(folder, "distill", FLUSH | {"do": "files_stay_small", "number": 2})
+    assert re.fullmatch(r"error: cannot write scratch/teacher/\w+: File too large; .*remedy: free disk space.*", error)
+    assert trainings.finish(folder, "distill") == [2]
+    assert_same_result(folder, finished, "distill")
+    assert cache(folder) == cache(finished)
+
+
+def test_stage_1_of_no_epochs_hands_its_input_on_also_after_a_kill(trainings, folder, kit):
+    configure(folder, replace(kit, stage1=replace(kit.stage1, epochs=0)))
+    shutil.copytree(folder / "models" / "stage1", folder / "models" / "backbone")
+    shutil.rmtree(folder / "models" / "stage1")
+    trainings.kill(folder, "stage1", {"at": "f2llm.model:Embedder.write", "do": "die_after"})
+    assert not (folder / "models" / "stage1").exists()
+    assert trainings.finish(folder, "stage1") == []
+    start, out = (load_file(folder / "models" / name / "model.safetensors") for name in ("backbone", "stage1"))
+    assert start.keys() == out.keys() and len(out) > 10
+    assert all(torch.equal(weight, out[name]) for name, weight in start.items())
 
 
 def test_distillation_of_a_second_student_goes_on_and_the_first_is_not_trained_again(trainings, finished, folder):

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives, Shape
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
 from f2llm.model import Embedder
+from f2llm.prune import prune_width
 from f2llm.run import Run
 from f2llm.step import (
     accumulate_gradients,
@@ -24,7 +26,8 @@ from f2llm.step import (
     prepare,
     validate,
 )
-from f2llm.train import inputs_and_outputs, run_stage, train
+from f2llm.targets import Cached, live
+from f2llm.train import inputs_and_outputs, path_of_teacher, run_stage, train
 
 
 @pytest.fixture
@@ -113,6 +116,26 @@ def test_a_model_learns_nothing_from_itself_as_its_teacher(embedder, batches, ti
     assert "distill" not in losses_of(embedder, batch, plan)
 
 
+def test_normalised_distillation_sees_directions_only(embedder, batches, tiny_training):
+    """D times the loss of queries, of passages and of negatives is the mean of 2 - 2 cosine; summed and weighted."""
+    plan = replace(tiny_training, distillation_weight=2.0, distillation_normalised=True)
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    with torch.no_grad():
+        teacher.model.norm.weight *= 3
+    batch = batch_of(batches, "pairs")
+    assert losses_of(embedder, batch, plan, teacher)["distill"].item() == pytest.approx(0, abs=1e-8)
+    with torch.no_grad():
+        teacher.model.norm.weight.uniform_(0.1, 3)
+    student, target = (model.embed(model.tokenize(batch.texts)).detach() for model in (embedder, teacher))
+    cosine = torch.nn.functional.cosine_similarity(student, target, dim=-1)
+    parts = (batch.query, batch.passage, batch.hard_negatives.reshape(-1))
+    expected = 2.0 * sum((2 - 2 * cosine[part]).mean().item() for part in parts) / 32
+    assert expected > 1e-3, "vacuous: the same directions"
+    assert losses_of(embedder, batch, plan, teacher)["distill"].item() == pytest.approx(expected, rel=1e-4)
+    raw = losses_of(embedder, batch, replace(plan, distillation_normalised=False), teacher)["distill"].item()
+    assert raw > 2 * expected
+
+
 def test_no_gradient_reaches_the_teacher(embedder, batches, tiny_training, machine):
     teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
     plan = replace(tiny_training, distillation_weight=1.0)
@@ -156,10 +179,53 @@ def test_a_student_comes_closer_to_its_teacher(embedder, small_store, tiny_train
     plan = replace(tiny_training, distillation_weight=1.0, learning_rate=3e-3, epochs=4, **alone)
     batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
     run = run_of(batches)
-    train(embedder, batches, plan, run, machine, teacher)
+    train(embedder, batches, plan, run, machine, live(teacher))
     losses = [row["distill"] for row in run.rows]
     assert losses == [row["loss"] for row in run.rows]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_a_cached_teacher_trains_the_same_student_as_a_live_one(
+    embedder, small_store, tiny_training, machine, tmp_path
+):
+    """Rows may differ in their last digits, as the same text in other company does."""
+    teacher = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+    with torch.no_grad():
+        teacher.model.norm.weight.uniform_(0.5, 2)
+    plan = replace(tiny_training, distillation_weight=1.0, max_steps=12)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    cached = Cached(teacher, tmp_path / "cache", machine)
+    students, logs = {}, {}
+    for name, target in (("live", live(teacher)), ("first", cached), ("second", cached), ("none", None)):
+        students[name] = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+        run = Run(name, len(batches), tmp_path / name, print_every=1e9)
+        (tmp_path / name).mkdir()
+        train(students[name], batches, plan, run, replace(machine, save_every=5), target)
+        logs[name] = [row["loss"] for row in run.rows]
+    assert logs["first"] == pytest.approx(logs["live"], rel=1e-4)
+    assert same_weights(students["first"], students["second"]) and logs["first"] == logs["second"]
+    assert logs["none"] != pytest.approx(logs["live"], rel=1e-2), "vacuous: the teacher does not matter"
+    for name, weight in students["live"].model.state_dict().items():
+        torch.testing.assert_close(students["first"].model.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_new_rows_of_the_cache_are_on_the_disk_before_every_checkpoint(
+    embedder, small_store, tiny_training, machine, tmp_path, monkeypatch
+):
+    plan = replace(tiny_training, distillation_weight=1.0, max_steps=7)
+    batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+    texts = [set(batches[step].texts) for step in range(len(batches))]
+    found = []
+
+    def look(step, *_):
+        again = Cached(embedder, tmp_path / "cache", machine)
+        found.append((step, len(again.where), len(set().union(*texts[:step]))))
+
+    monkeypatch.setattr("f2llm.train.save", look)
+    run = Run("test", len(batches), tmp_path, print_every=1e9)
+    train(embedder, batches, plan, run, replace(machine, save_every=3), Cached(embedder, tmp_path / "cache", machine))
+    assert [step for step, *_ in found] == [3, 6, 7]
+    assert all(stored == met for _, stored, met in found) and found[0][1] < found[-1][1]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(embedder, batches, tiny_training, machine):
@@ -173,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(embedder, bat
         f"step 1, source {batches[0].source}: .*nan.*no step was taken.*rows: {rows}.*remedy: a lower learning_rate"
     )
     with pytest.raises(RuntimeError, match=expected):
-        train(embedder, batches, plan, run_of(batches), machine, teacher)
+        train(embedder, batches, plan, run_of(batches), machine, live(teacher))
     assert same_weights(embedder, before)
 
 
@@ -188,32 +254,80 @@ def test_stages_read_and_write_fixed_places(config):
     assert named["distill"] == [(f"models/pruned/{name}", f"models/distilled/{name}") for name in config.prune.students]
 
 
-def test_a_stage_leaves_a_model_its_log_and_its_provenance(embedder, config, tiny_training, tmp_path, monkeypatch):
+@pytest.fixture
+def stages(embedder, config, tiny_training, tmp_path, monkeypatch):
+    """A working folder with data and models, and a configuration of three steps a stage."""
     monkeypatch.chdir(tmp_path)
     write_small_store(tmp_path / "data" / "assembled")
     (tmp_path / "data" / "mined").mkdir()
     for name in ("pairs", "code"):
         table = read_arrow(tmp_path / "data" / "assembled" / "tuples" / f"{name}.arrow")
         write_arrow(table.select(["negatives"]), tmp_path / "data" / "mined" / f"{name}.arrow")
-    for folder in ("models/backbone", "models/pruned/small"):
+    for folder in ("models/backbone", "models/pruned/small", "models/pruned/other", "models/teacher"):
         embedder.save(tmp_path / folder)
     plan = replace(tiny_training, max_steps=3)
-    one_thread = replace(config.machine, threads=1, save_every=2)
-    small = replace(config, machine=one_thread, stage1=plan, stage2=plan)
-    small = replace(small, distill=replace(plan, distillation_weight=1.0))
-    small = replace(small, prune=replace(config.prune, students={"small": Shape(32, 48, 2)}))
+    small = replace(config, machine=replace(config.machine, threads=1, save_every=2), stage1=plan, stage2=plan)
+    own = {
+        "small": replace(plan, distillation_weight=1.0),
+        "other": replace(plan, distillation_weight=1.0, max_steps=2),
+    }
+    shapes = dict.fromkeys(own, Shape(32, 48, 2))
+    return replace(small, distill=own, prune=replace(config.prune, students=shapes))
+
+
+def rows_of(folder):
+    with (folder / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_stage_leaves_a_model_its_log_and_its_provenance(stages, tmp_path):
     for stage, out in (("stage1", "stage1"), ("stage2", "stage2"), ("distill", "distilled/small")):
-        run_stage(stage, small)
+        run_stage(stage, stages)
         folder = tmp_path / "models" / out
-        with (folder / "log.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        rows = rows_of(folder)
         assert [row["step"] for row in rows] == ["1", "2", "3"]
         assert float(rows[0]["loss"]) > 0 and bool(rows[0]["distill"]) == (stage == "distill")
         facts = json.loads((folder / "train.json").read_text())
-        assert (facts["steps"], facts["seed"], facts["size_name"]) == (3, config.seed, "nano")
+        assert (facts["steps"], facts["seed"], facts["size_name"]) == (3, stages.seed, "nano")
         assert {"torch", "transformers"} <= facts["versions"].keys()
-        assert Embedder.load(folder).max_tokens == plan.max_tokens
+        assert Embedder.load(folder).max_tokens == stages.stage2.max_tokens
     assert not same_weights(Embedder.load("models/stage1"), Embedder.load("models/stage2"))
+    assert [row["step"] for row in rows_of(tmp_path / "models/distilled/other")] == ["1", "2"], "its own section"
+    assert len(list(Path("scratch/teacher").iterdir())) == 1, "students share their teacher's embeddings"
+
+
+def test_a_stage_of_no_epochs_hands_its_input_on_unchanged(stages, tmp_path):
+    run_stage("stage1", replace(stages, stage1=replace(stages.stage1, epochs=0)))
+    start, out = tmp_path / "models" / "backbone", tmp_path / "models" / "stage1"
+    assert same_weights(Embedder.load(start), Embedder.load(out))
+    assert Embedder.load(out).max_tokens == stages.stage1.max_tokens
+    facts = json.loads((out / "train.json").read_text())
+    assert (facts["steps"], facts["tokens"], facts["last_losses"]) == (0, 0, None)
+    assert not (out / "log.csv").exists() and not (out / "validation.csv").exists()
+    run_stage("stage2", stages)
+    assert len(rows_of(tmp_path / "models" / "stage2")) == 3
+    assert not same_weights(Embedder.load("models/stage1"), Embedder.load("models/stage2"))
+
+
+def test_stage_2_learns_from_a_teacher_if_it_has_a_weight_and_stages_1_and_2_need_none(stages, tmp_path):
+    assert path_of_teacher("stage1", stages, stages.stage1) is path_of_teacher("stage2", stages, stages.stage2) is None
+    taught = replace(stages.stage2, distillation_weight=0.5)
+    assert path_of_teacher("stage2", stages, taught) == Path("models/teacher")
+    assert path_of_teacher("distill", stages, stages.distill["small"]) == Path("models/stage2")
+    run_stage("stage1", stages)
+    run_stage("stage2", replace(stages, stage2=taught))
+    assert all(float(row["distill"]) > 0 for row in rows_of(tmp_path / "models" / "stage2")[1:])
+    facts = json.loads((tmp_path / "models" / "stage2" / "train.json").read_text())
+    assert facts["inputs"] == ["models/stage1", "models/teacher"]
+
+
+def test_a_teacher_that_does_not_fit_stops_the_stage_before_any_step(stages, embedder, tmp_path):
+    run_stage("stage1", stages)
+    narrow = prune_width(embedder.model, torch.arange(16), [torch.arange(48)] * 2)
+    Embedder(narrow.eval(), embedder.tokenizer, embedder.max_tokens).save(tmp_path / "models" / "teacher")
+    with pytest.raises(ValueError, match="embeddings have 16 dimensions, fewer than the student's 32; remedy"):
+        run_stage("stage2", replace(stages, stage2=replace(stages.stage2, distillation_weight=1.0)))
+    assert not (tmp_path / "models" / "stage2").exists() and not list(tmp_path.glob("scratch/train/stage2-*/log.csv"))
 
 
 # Ready-made work --------------------------------------------------------------------------------
@@ -298,24 +412,3 @@ def test_validating_changes_nothing_that_is_trained(embedder, small_store, tiny_
         models.append(model)
         assert len({row["step"] for row in run.validation}) == 4 / every
     assert same_weights(*models)
-
-
-# Wrong inputs -----------------------------------------------------------------------------------
-
-
-def test_a_teacher_that_is_narrower_than_its_student_is_an_error_before_any_step(embedder, batches, machine):
-    small = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
-    small.model.config.hidden_size = 16
-    plan = replace(batches.training, distillation_weight=1.0)
-    run = run_of(batches)
-    with pytest.raises(ValueError, match="embeddings have 16 dimensions, fewer than the student's 32; remedy"):
-        train(embedder, batches, plan, run, machine, small)
-    assert run.rows == []
-
-
-def test_a_teacher_with_another_tokenizer_is_an_error(embedder, batches, machine):
-    from f2llm.backbone import train_tokenizer
-
-    other = Embedder(copy.deepcopy(embedder.model), train_tokenizer(["another text"], vocab=262), embedder.max_tokens)
-    with pytest.raises(ValueError, match="different tokenizers; remedy"):
-        train(embedder, batches, batches.training, run_of(batches), machine, other)

@@ -5,6 +5,7 @@ import pytest
 from conftest import SMALL_SOURCES, write_small_store
 
 from f2llm.arrow import write_arrow
+from f2llm.checkpoint import sha256
 from f2llm.tuples import TupleStore, load_tasks
 
 
@@ -24,6 +25,23 @@ def test_documents_of_all_parts_are_read_in_order_and_drawn_alike(small_store):
     assert {text.split()[0] for text in drawn} == set(SMALL_SOURCES), "all parts"
     assert small_store.sample(40, seed=0) == drawn != small_store.sample(40, seed=1)
     assert sorted(small_store.sample(10_000, seed=0)) == sorted(texts)
+
+
+def test_queries_of_all_parts_are_drawn_alike_and_without_their_instruction(small_store):
+    everything = [f"{name} query {row}" for name, (rows, *_) in SMALL_SOURCES.items() for row in range(rows)]
+    assert sorted(small_store.sample(10_000, seed=0, queries=True)) == sorted(everything)
+    drawn = small_store.sample(40, seed=0, queries=True)
+    assert len(set(drawn)) == 40 and set(drawn) <= set(everything)
+    assert {text.split()[0] for text in drawn} == set(SMALL_SOURCES), "all parts"
+    assert small_store.sample(40, seed=0, queries=True) == drawn != small_store.sample(40, seed=1, queries=True)
+
+
+def test_the_hashes_are_those_of_all_files_and_a_copy(small_store):
+    hashes = small_store.hashes()
+    assert hashes.keys() == {f"{kind}/{name}.arrow" for kind in ("documents", "tuples") for name in SMALL_SOURCES}
+    assert all(hashes[name] == small_store.sha256(name) == sha256(small_store.path / name) for name in hashes)
+    hashes.clear()
+    assert small_store.hashes()
 
 
 def test_mined_negatives_must_be_there_and_of_the_same_length(tmp_path):

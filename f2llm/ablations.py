@@ -1,0 +1,142 @@
+"""Ablations as DVC experiments: an arm changes one thing, runs with every seed, and its difference has an interval."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import t as student_t
+
+from .config import read_yaml
+
+COLUMNS = ["group", "arm", "seed", "model", "score", "commit"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One arm with one seed. settings: of the resolved configuration, as in stage1.epochs=0."""
+
+    group: str
+    arm: str
+    seed: int
+    settings: tuple[str, ...]
+    models: tuple[str, ...]  # whose scores count
+
+    @property
+    def name(self) -> str:
+        """Of the DVC experiment: letters, digits and hyphens."""
+        return "-".join(["ablate", self.group, *re.findall(r"[a-z0-9]+", self.arm.lower()), str(self.seed)])
+
+
+def experiments(path: Path = Path("ablations.yaml")) -> list[Experiment]:
+    """All that ablations.yaml asks for, arm by arm, checked."""
+    plan = read_yaml(path)
+    if set(plan) != {"seeds", "groups"} or len(set(plan["seeds"])) < 2:
+        raise ValueError(f"{path} must have the keys seeds (two different ones or more: noise needs them) and groups")
+    found = []
+    for group, table in plan["groups"].items():
+        if set(table) != {"models", "settings", "arms"} or not table["models"]:
+            raise ValueError(f"{path}: group {group} must have the keys models (at least one), settings and arms")
+        for arm, settings in table["arms"].items():
+            both = (*table["settings"], f"evaluate.only=[{','.join(table['models'])}]", *settings)
+            found += [Experiment(group, arm, seed, both, tuple(table["models"])) for seed in plan["seeds"]]
+    names = [experiment.name for experiment in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: two arms have the same name for DVC, {twice[0]}; remedy: rename one")
+    return found
+
+
+# Running ----------------------------------------------------------------------------------------
+
+
+def run_missing(jobs: int, only: str = "") -> None:
+    """Queue what has not been run, and run the queue; after a kill the same call goes on with what is missing.
+
+    only: a part of the experiments' names. Finished stages come from DVC's run cache.
+    """
+    wanted = [experiment for experiment in experiments() if only in experiment.name]
+    missing = [experiment for experiment in wanted if experiment.name not in finished()]
+    print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} finished before, {len(missing)} to run", flush=True)
+    _dvc("queue", "remove", "--queued", "--failed", check=False)  # what an interrupted call has left
+    for experiment in missing:
+        settings = [f"+override.{setting}" for setting in experiment.settings]
+        options = [word for setting in (f"seed={experiment.seed}", *settings) for word in ("-S", setting)]
+        _dvc("exp", "run", "--queue", "--name", experiment.name, *options, "evaluate")
+    if missing:
+        _dvc("exp", "run", "--run-all", "--jobs", str(jobs), quiet=False, check=False)
+    if failed := [experiment.name for experiment in missing if experiment.name not in finished()]:
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} experiments did not finish: {', '.join(failed)}; "
+            f"remedy: dvc queue logs {failed[0]}, then the same command again"
+        )
+
+
+def finished() -> dict[str, str]:
+    """{name: reference} of all experiments of this repository."""
+    lines = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return {line.rpartition("/")[2]: line for line in lines if line.count("/") >= 4}
+
+
+def collect() -> pd.DataFrame:
+    """Mean scores (0 to 1) of all that has been run: group, arm, seed, model, score, commit that it started from."""
+    references, rows = finished(), []
+    for experiment in experiments():
+        if not (reference := references.get(experiment.name)):
+            continue
+        scores = pd.read_csv(io.StringIO(_git("show", f"{reference}:results/scores.csv")))
+        means = scores.groupby("model")["score"].mean()
+        commit = _git("rev-parse", "--short", f"{reference}~1").strip()
+        facts = [experiment.group, experiment.arm, experiment.seed]
+        rows += [[*facts, model, round(means[model], 5), commit] for model in experiment.models]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
+
+
+def _dvc(*words: str, quiet: bool = True, check: bool = True) -> None:
+    own = {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], env={**os.environ, **own}, capture_output=quiet, text=True
+    )
+    if check and done.returncode:
+        reason = (done.stderr or "").strip() or f"exit code {done.returncode}"
+        raise RuntimeError(f"dvc {' '.join(words[:3])}: {reason}; remedy: dvc queue status")
+
+
+# Comparing --------------------------------------------------------------------------------------
+
+
+def compare(scores: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """One row per group, model and arm: mean, standard deviation, difference to the group's first arm, its interval.
+
+    scores as `collect` gives them, times 1; the table times 100. Differences are taken seed by seed, so that what a
+    seed changes in both arms cancels; the interval is Student's for their mean. verdict: 'within noise' where the
+    interval holds 0, 'too few seeds' below two common ones.
+    """
+    rows = []
+    for (group, model), of_model in scores.groupby(["group", "model"], sort=False):
+        table = 100 * of_model.pivot(index="seed", columns="arm", values="score")
+        arms = list(dict.fromkeys(of_model["arm"]))
+        for arm in arms:
+            values, change = table[arm].dropna(), (table[arm] - table[arms[0]]).dropna()
+            row = {"group": group, "model": model, "arm": arm, "seeds": len(values)}
+            row |= {"mean": values.mean(), "sd": values.std()}
+            if arm != arms[0]:
+                row |= dict(zip(("difference", "low", "high", "verdict"), difference(change, confidence)))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def difference(change: pd.Series, confidence: float) -> tuple[float, float, float, str]:
+    """(mean, low, high, verdict) of paired differences: Student's interval of their mean."""
+    if len(change) < 2:
+        return float("nan"), float("nan"), float("nan"), "too few seeds"
+    half = student_t.ppf((1 + confidence) / 2, len(change) - 1) * change.std() / len(change) ** 0.5
+    low, high = change.mean() - half, change.mean() + half
+    return change.mean(), low, high, "within noise" if low <= 0 <= high else "lower" if high < 0 else "higher"
