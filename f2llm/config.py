@@ -139,7 +139,7 @@ class Prune:
     channels: str  # importance, first, random
     order: str  # original, importance
     rescale: str  # none, masked, calibrated: the weights of RMS norms
-    layers: str  # first, change
+    layers: str  # first, change, last
     weights: str  # pruned, random
     leave_out: list[str]
     students: dict[str, Shape]
@@ -388,7 +388,7 @@ _CHOICES = {
     "prune.channels": ("importance", "first", "random"),
     "prune.order": ("original", "importance"),
     "prune.rescale": ("none", "masked", "calibrated"),
-    "prune.layers": ("first", "change"),
+    "prune.layers": ("first", "change", "last"),
     "prune.weights": ("pruned", "random"),
 }
 _IN_BATCH_GRADIENTS = ("full", "query_only")

@@ -124,9 +124,9 @@ def keep_mlp_channels(scores: Tensor, count: int, plan: Prune, generator: torch.
 
 
 def keep_layers(change: Tensor, count: int, plan: Prune) -> list[int]:
-    """The first `count` layers, or those that change the residual stream's length most, in their order."""
-    if plan.layers == "first":
-        return list(range(count))
+    """The first or the last `count` layers, or those that change the stream's length most, in their order."""
+    if plan.layers != "change":
+        return list(range(count) if plan.layers == "first" else range(len(change) - count, len(change)))
     return torch.sort(change, descending=True, stable=True).indices[:count].sort().values.tolist()
 
 
