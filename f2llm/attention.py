@@ -167,6 +167,9 @@ def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=Non
     if cu_seq_lens_q is None:  # a plain padded batch: transformers has built its mask
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, E)
+    if torch.is_autocast_enabled(query.device.type):  # query and key come in float32 from norms with such weights
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(half) for tensor in (query, key, value))
     if record is not None:
         record[module.layer_idx] = key, value
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(query.device):

@@ -200,7 +200,10 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
     if not isinstance(params["model"], dict) or set(params["model"]) != {"size"}:
         raise ValueError(f"params.yaml: model is {params['model']!r}, but must be a table with the one key size")
     size = str(params["model"]["size"] if size is None else size)
+    for table in ("recipes", "sizes"):
+        _check_table(params[table], table)
     recipe = _one_of(params["recipe"], params["recipes"], "recipe")
+    _check_table(params["recipes"][recipe], f"recipes.{recipe}")
     values = _merge(params["recipes"][recipe], preset_of(params, size, recipe))
     _one_of(size, values.pop("sizes", params["sizes"]), f"model.size under recipe {recipe}")
     wanted = {}
@@ -224,15 +227,22 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
 def preset_of(params: dict, size: str, recipe: str) -> dict:
     """What params.yaml says of a size under a recipe: its base's values, its own, then those of its key `recipe`."""
     preset = params["sizes"][_one_of(size, params["sizes"], "model.size")]
+    _check_table(preset, f"sizes.{size}")
     if base := preset.get("base"):
         preset = _merge(params["sizes"][_one_of(base, params["sizes"], f"sizes.{size}.base")], preset)
     special = {"base", *params["recipes"]}
+    _check_table(preset.get(recipe, {}), f"sizes.{size}.{recipe}")
     return _merge({key: value for key, value in preset.items() if key not in special}, preset.get(recipe, {}))
 
 
 def _by_student(values: dict) -> dict[str, dict]:
     """The section distill of every student: what all have in common, then its own; moves the latter out of prune."""
+    _check_table(values.get("prune", {}), "prune")
     values["prune"] = dict(values.get("prune", {}))
+    _check_table(values["prune"].get("students", {}), "prune.students")
+    for name, shape in values["prune"].get("students", {}).items():
+        _check_table(shape, f"prune.students.{name}")
+        _check_table(shape.get("distill", {}), f"prune.students.{name}.distill")
     students = {name: dict(shape) for name, shape in values["prune"].get("students", {}).items()}
     values["prune"]["students"] = students
     return {name: _merge(values["distill"], shape.pop("distill", {})) for name, shape in students.items()}
@@ -240,7 +250,9 @@ def _by_student(values: dict) -> dict[str, dict]:
 
 def _left_out(prune: dict) -> list[str]:
     """Students that are not wanted, each a student of the size."""
-    for name in (names := prune.get("leave_out", [])):
+    if not isinstance(names := prune.get("leave_out", []), list):
+        raise ValueError(f"prune.leave_out is {names!r}, but must be a list of str")
+    for name in names:
         if name not in prune["students"]:
             known = ", ".join(prune["students"]) or "none"
             raise ValueError(
@@ -476,7 +488,7 @@ def _check_teacher(teacher: str, stage2: Training) -> None:
             f"teacher is {teacher!r}, but must be none, hub:<repository>@<commit>, experiment:<name> or "
             "folder:<path>, as in folder:models/larger"
         )
-    if kind == "hub" and not re.fullmatch(_COMMIT, what.rpartition("@")[2]):
+    if kind == "hub" and not re.fullmatch(f"[^@]+@{_COMMIT}", what):
         raise ValueError(f"teacher is {teacher!r}, but needs a commit of the hub: hub:<repository>@<40 digits>")
     if (teacher == "none") != (stage2.distillation_weight == 0):
         raise ValueError(

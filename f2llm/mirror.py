@@ -122,7 +122,8 @@ def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
     """The files of a model at a commit, into a folder that is there."""
     required = Mirror(mirror).require(repo_id, MODEL_FILES, command="f2llm fetch", revision=revision)
     optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
-    for path in [*required, *(path for path in optional if path.exists())]:
+    paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # a glob also finds what lies deeper
+    for path in [*paths, *(path for path in optional if path.exists())]:
         shutil.copyfile(path, folder / path.name)
 
 

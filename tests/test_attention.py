@@ -178,3 +178,13 @@ def test_varlen_attention_equals_texts_one_by_one_on_a_gpu():
     expected = one_by_one(*(tensor.float().cpu() for tensor in heads), lengths, 0.125)
     torch.testing.assert_close(output.float().cpu(), expected, rtol=0, atol=2e-2)
     assert F.cosine_similarity(output.float().cpu().flatten(), expected.flatten(), dim=0) > 0.999
+
+
+def test_half_precision_of_training_reaches_attention_in_one_dtype(embedder):
+    """Norms with float32 weights hand on float32 queries and keys under autocast, beside half-precision values."""
+    token_ids = embedder.tokenize(SENTENCES)
+    exact = embedder.embed(token_ids)
+    embedder.half = torch.bfloat16
+    rounded = embedder.embed(token_ids)
+    assert not torch.equal(exact, rounded.float()), "vacuous: nothing was rounded"
+    assert torch.nn.functional.cosine_similarity(exact, rounded.float()).min() > 0.99

@@ -1,14 +1,17 @@
 """The tokenizer and the language model that training starts from."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SENTENCES
+from transformers import AutoTokenizer
 
-from f2llm.backbone import corpus, new_model, pretrain, save_backbone, train_tokenizer
+from f2llm.backbone import CONFIG_NAMES, bring_backbone, corpus, new_model, pretrain, save_backbone, train_tokenizer
 from f2llm.embedded.texts import Function, Message, Texts
+from f2llm.hub import adopt
 from f2llm.model import Embedder
 
 SCRIPTS = [
@@ -115,6 +118,72 @@ def test_a_saved_backbone_is_an_embedder(tiny_backbone, tokenizer, tmp_path):
     ids = loaded.tokenize(SENTENCES[:1])
     hidden = model.model(input_ids=torch.tensor(ids)).last_hidden_state[0, -1]
     torch.testing.assert_close(loaded.embed(ids)[0], hidden)
+
+
+# From the hub -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def qwen(tiny_backbone, tokenizer, tmp_path):
+    """(backbone, mirror): one of the hub, with a tokenizer as Qwen3's, which appends nothing."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_backbone(new_model(tiny_backbone, tokenizer, seed=0), tokenizer, folder)
+    change_json(folder / "tokenizer.json", post_processor={"type": "ByteLevel", "add_prefix_space": False,
+                                                           "trim_offsets": False, "use_regex": False})  # fmt: skip
+    change_json(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    return replace(tiny_backbone, source="hub", name="Qwen/small", revision="a" * 40), folder
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def brought(backbone, theirs, folder):
+    """The folder of a backbone that came by a mirror."""
+    adopt(theirs.parent / "mirror", backbone.name, theirs, backbone.revision)
+    folder.mkdir()
+    bring_backbone(backbone, theirs.parent / "mirror", folder)
+    return folder
+
+
+def test_a_tokenizer_that_appends_nothing_appends_one_eos_from_then_on(qwen, tmp_path):
+    backbone, theirs = qwen
+    before = AutoTokenizer.from_pretrained(theirs)
+    folder = brought(backbone, theirs, tmp_path / "backbone")
+    after, text = AutoTokenizer.from_pretrained(folder), "The fox, der Fuchs, 123"
+    assert type(after) is type(before) and type(after).__name__ == "Qwen2Tokenizer"
+    ids = before(text)["input_ids"]
+    assert before.eos_token_id not in ids, "vacuous: it appends EOS already"
+    assert after(text)["input_ids"] == [*ids, before.eos_token_id]
+    assert Embedder.load(folder).tokenize([text]) == [[*ids, before.eos_token_id]]
+    again = brought(backbone, folder, tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(again)(text)["input_ids"] == [*ids, before.eos_token_id], "not a second one"
+    assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("max_shard_size", ["40KB", "5GB"])
+def test_a_backbone_of_the_hub_loads_as_the_model_it_was(tiny_backbone, qwen, tokenizer, tmp_path, max_shard_size):
+    backbone, theirs = qwen
+    model = new_model(tiny_backbone, tokenizer, seed=3).eval()
+    (theirs / "model.safetensors").unlink()
+    model.save_pretrained(theirs, max_shard_size=max_shard_size)
+    folder = brought(backbone, theirs, tmp_path / "backbone")
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (max_shard_size == "40KB")
+    loaded = Embedder.load(folder)
+    ids = loaded.tokenize(SENTENCES[:1])
+    hidden = model.model(input_ids=torch.tensor(ids)).last_hidden_state[0, -1]
+    torch.testing.assert_close(loaded.embed(ids)[0], hidden)
+
+
+@pytest.mark.parametrize(("key", "name"), CONFIG_NAMES.items())
+def test_every_number_of_the_shape_is_checked(qwen, tmp_path, key, name):
+    backbone, theirs = qwen
+    there = getattr(backbone, key)
+    with pytest.raises(
+        ValueError, match=rf"small at a+ has {name} {there}, but backbone.{key} is {there + 1}; remedy: the shape or"
+    ):
+        brought(replace(backbone, **{key: there + 1}), theirs, tmp_path / "backbone")
 
 
 # Corpus -----------------------------------------------------------------------------------------

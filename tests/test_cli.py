@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from f2llm.config import read_yaml
@@ -17,15 +18,37 @@ def f2llm(*arguments, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_sizes_are_listed_with_their_shape_and_students(config, params):
+def test_sizes_are_listed_with_the_chosen_one_marked(config, params):
     done = f2llm("sizes")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(params["sizes"])
-    nano = next(line for line in lines if line.startswith("nano"))
-    assert f"x {config.backbone.hidden_dim}" in nano
-    assert all(student in nano for student in config.prune.students)
-    assert nano.endswith("<- model.size") == (params["model"]["size"] == "nano")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("v1 ", "v2 "))]
+    assert [row[1] for row in rows if row[0] == "v2"] == list(params["sizes"])
+    assert [row[1] for row in rows if row[0] == "v1"] == params["recipes"]["v1"]["sizes"]
+    (chosen,) = (row for row in rows if row[-1] == "model.size")
+    assert chosen[:2] == [params["recipe"], params["model"]["size"]]
+    nano = next(row for row in rows if row[:2] == ["v2", "nano"])
+    assert nano[2:5] == [str(config.backbone.hidden_dim), str(config.backbone.layers), str(config.backbone.mlp_dim)]
+
+
+def test_sizes_as_csv_are_numbers_alone():
+    done = f2llm("sizes", "--csv")
+    assert done.returncode == 0, done.stderr
+    heading, *lines = done.stdout.splitlines()
+    assert heading.startswith("recipe,size,hidden,") and len(lines) == 13
+    assert {line.count(",") for line in lines} == {heading.count(",")} == {12}
+    assert "v2,330M,896,16,2560,16,8,128,334349184,2e-05,3,512,0.6B" in lines
+
+
+def test_a_size_too_large_for_this_machine_is_stopped_before_it_begins(params, tmp_path):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params | {"model": {"size": "14B"}}))
+    for command in (("run", "05_stage2"), ("teacher", "models/teacher")):
+        done = f2llm(*command, cwd=tmp_path)
+        assert done.returncode == 1 and done.stdout == "", done.stdout
+        assert done.stderr.startswith("error: this machine cannot train size 14B, nothing was run. By estimate")
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "dvc.yaml", "params.yaml"]
 
 
 def test_config_writes_the_resolved_configuration(config, tmp_path):
@@ -71,12 +94,15 @@ def test_check_says_whether_a_file_is_usable(tmp_path):
 
 def test_fetch_says_what_it_would_need_and_why_it_cannot(tmp_path):
     done = f2llm("fetch")
-    assert done.returncode == 0 and "data.from is embedded: nothing to fetch" in done.stdout
+    assert done.returncode == 0 and "data.from is embedded: no data to fetch" in done.stdout
     mirror = f"data.mirror={tmp_path / 'mirror'}"
     done = f2llm("fetch", "--set", "data.from=released", "--set", "data.only=[squad, ocgi]", "--set", mirror)
     assert done.returncode == 1 and "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids the network; remedy" in done.stderr
     done = f2llm("fetch", "--set", "data.from=released", "--set", "data.only=[squat]")
     assert done.returncode == 1 and "did you mean 'squad'" in done.stderr
+    done = f2llm("fetch", "0.6B", "--set", "data.from=embedded", "--set", mirror)
+    assert done.returncode == 1 and "forbids the network; remedy" in done.stderr, "its models are of the hub"
+    assert not (tmp_path / "mirror").exists()
     done = f2llm("fetch", "--set", "data.from")
     assert done.returncode == 1 and "is not of the form section.key=value" in done.stderr
 
@@ -92,6 +118,8 @@ def test_a_folder_of_released_files_is_taken_over_and_verified(tmp_path):
     assert done.returncode == 0, done.stderr
     done = f2llm("fetch", *settings, "--verify")
     assert done.returncode == 0 and "unchanged" in done.stdout
+    done = f2llm("fetch", *settings, "--adopt", theirs, "--set", "data.revision=null")
+    assert done.returncode == 1 and "data.revision is null, but --adopt must know" in done.stderr
     (tmp_path / "mirror" / "codefuse-ai" / "F2LLM-v2" / "ocgi.parquet").unlink()
     done = f2llm("fetch", *settings, "--verify")
     assert done.returncode == 1 and "ocgi.parquet is missing" in done.stdout

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
@@ -22,11 +22,37 @@ def place(params, path, value):
 # Resolving --------------------------------------------------------------------------------------
 
 
+NAMES = "nano, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M"
+HUB = "hub:codefuse-ai/F2LLM-v2-4B@" + "0" * 40
+
+
 def test_every_size_of_params_yaml_resolves(params):
+    assert list(params["sizes"]) == NAMES.split(", ")
     for size in params["sizes"]:
         config = resolve(params, size)
         assert isinstance(config, Config) and config.name == size
     assert resolve(params).name == params["model"]["size"]
+
+
+def test_a_recipe_says_which_sizes_it_knows(params):
+    params["recipe"] = "v1"
+    for size in ("nano", "0.6B", "1.7B", "4B"):
+        assert resolve(params, size).recipe == "v1"
+    for size in ("8B", "14B", "330M", "160M", "80M"):
+        with pytest.raises(ValueError, match=rf"size under recipe v1 is '{size}', but .*only: nano, 0.6B, 1.7B, 4B"):
+            resolve(params, size)
+
+
+def test_what_a_size_says_of_a_recipe_holds_under_that_one_alone(params):
+    both = {recipe: resolve(params | {"recipe": recipe}, "4B") for recipe in ("v1", "v2")}
+    assert params["sizes"]["4B"]["v1"] == {"stage2": {"learning_rate": 8e-6}}
+    assert (both["v1"].stage2.learning_rate, both["v2"].stage2.learning_rate) == (8e-6, 7e-6)
+    params["sizes"]["4B"]["v2"] = {"stage1": {"epochs": 5}}
+    assert resolve(params, "4B").stage1.epochs == 5
+    params["recipe"] = "v1"
+    assert resolve(params, "4B") == both["v1"] and both["v1"].stage1.epochs == 0
+    params["override"] = {"stage2": {"learning_rate": 1e-4}}
+    assert resolve(params, "4B").stage2.learning_rate == 1e-4
 
 
 def test_a_size_goes_over_its_recipe_and_an_override_over_both(params):
@@ -60,9 +86,48 @@ def test_resolving_changes_neither_params_nor_an_earlier_configuration(params):
 
 def test_sizes_of_digits_stay_names(params):
     for size in ("1.7B", "8B", "330M"):
-        params["sizes"][size] = params["sizes"]["nano"]
         params["model"]["size"] = size
         assert resolve(params).name == size
+
+
+# Students ---------------------------------------------------------------------------------------
+
+
+def test_a_students_own_distillation_goes_over_the_common_one_and_an_override_over_both(params):
+    common = params["recipes"]["v2"]["distill"]
+    own = {name: student["distill"] for name, student in params["sizes"]["0.6B"]["prune"]["students"].items()}
+    found = resolve(params, "0.6B").distill
+    assert found.keys() == own.keys() == {"330M", "160M", "80M"}
+    for name, training in found.items():
+        assert (training.learning_rate, training.epochs) == (own[name]["learning_rate"], own[name]["epochs"])
+        assert training.learning_rate != common["learning_rate"] and training.temperature == common["temperature"]
+    assert len({training.learning_rate for training in found.values()}) == 3
+    override = {"distill": {"epochs": 7, "hard_negatives": {"clustering": 3}}}
+    changed = resolve(params, "0.6B", override).distill
+    assert resolve(params | {"override": override}, "0.6B").distill == changed
+    for name, training in changed.items():
+        assert (training.epochs, training.learning_rate) == (7, own[name]["learning_rate"])
+        assert (training.hard_negatives.clustering, training.hard_negatives.retrieval) == (3, 7)
+
+
+def test_students_without_values_of_their_own_share_the_common_ones(params):
+    config = resolve(params, "nano")
+    assert list(config.distill) == list(config.prune.students) == ["pico", "femto", "atto"]
+    assert len({str(training) for training in config.distill.values()}) == 1
+    assert config.training("distill", "femto") == config.distill["femto"] != config.training("stage2")
+    params["sizes"]["nano"]["prune"]["students"]["femto"]["distill"] = {"epochs": 9}
+    assert [training.epochs for training in resolve(params, "nano").distill.values()] == [2, 9, 2]
+
+
+def test_students_that_are_left_out_are_gone_everywhere(params):
+    config = resolve(params, "nano", {"prune": {"leave_out": ["pico", "atto"]}})
+    assert list(config.prune.students) == list(config.distill) == ["femto"]
+    alone = resolve(params, "330M")
+    assert list(alone.prune.students) == list(alone.distill) == ["330M"]
+    assert alone.backbone == resolve(params, "0.6B").backbone
+    assert alone.distill["330M"] == resolve(params, "0.6B").distill["330M"]
+    params["recipe"] = "v1"
+    assert resolve(params, "0.6B").prune.students == resolve(params, "0.6B").distill == {}
 
 
 # Mistakes ---------------------------------------------------------------------------------------
@@ -71,13 +136,17 @@ def test_sizes_of_digits_stay_names(params):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.size", "nanno", "model.size is 'nanno', but params.yaml offers only: nano; did you mean 'nano'?"),
+        ("model.size", "nanno", f"model.size is 'nanno', but params.yaml offers only: {NAMES}; did you mean 'nano'?"),
         ("model", {"width": 3}, "model is {'width': 3}, but must be a table with the one key size"),
-        ("recipe", "v3", "recipe is 'v3', but params.yaml offers only: v2"),
+        ("recipe", "v3", "recipe is 'v3', but params.yaml offers only: v2, v1"),
         ("colour", "red", "params.yaml: unknown key 'colour'"),
         ("recipes.v2.stage1.temprature", 0.1, "unknown key 'temprature'; did you mean 'temperature'?"),
         ("sizes.nano.minne", {}, "unknown key 'minne'; did you mean 'mine'?"),
-        ("sizes.nano.base", "micro", "sizes.nano.base is 'micro', but params.yaml offers only: nano"),
+        ("sizes.nano.base", "micro", f"sizes.nano.base is 'micro', but params.yaml offers only: {NAMES}"),
+        ("sizes.nano.v3", {}, "params.yaml: unknown key 'v3'"),
+        ("sizes.nano.prune.students.pico.distill", {"epoch": 1}, "distill.pico: unknown key 'epoch'; did you mean"),
+        ("sizes.nano.prune.students.pico.width", 3, "prune.students.pico: unknown key 'width'"),
+        ("recipes.v2.teacher", None, "teacher is None (NoneType), but must be of type str"),
         ("override", 3, "override is 3, but must be a table of keys and values"),
         ("seed", "0", "seed is '0' (str), but must be of type int"),
         ("seed", True, "seed is True (bool), but must be of type int"),
@@ -125,6 +194,27 @@ def test_a_missing_key_is_named(params, path, missing):
         ({"data": {"revision": "main"}}, "data.revision is 'main', but must be a commit of the hub: 40"),
         ({"data": {"licences": "free"}}, "data.licences is 'free', but must be one of: all, known, commercial"),
         ({"data": {"deduplicate": True}}, "data.deduplicate is True (bool), but must be of type str"),
+        ({"distill": 3}, "override.distill is 3, but must be a table of keys and values"),
+        ({"distill": {"epochs": 0}}, "distill.pico.epochs is 0, but must be above 0"),
+        ({"distill": {"pico": {"epochs": 1}}}, "distill.pico: unknown key 'pico'"),
+        (
+            {"prune": {"leave_out": ["pica"]}},
+            "prune.leave_out has 'pica', but the students are: pico, femto, atto; did you mean 'pico'?",
+        ),
+        ({"prune": {"channels": "best"}}, "prune.channels is 'best', but must be one of: importance, first, random"),
+        ({"teacher": "web:model"}, "teacher is 'web:model', but must be none, hub:<repository>@<commit>, experiment:"),
+        ({"teacher": "folder:"}, "teacher is 'folder:', but must be none, hub:<repository>@<commit>, experiment:"),
+        ({"teacher": "hub:a/b"}, "teacher is 'hub:a/b', but needs a commit of the hub: hub:<repository>@<40 digits>"),
+        ({"teacher": "hub:a/b@main"}, "teacher is 'hub:a/b@main', but needs a commit of the hub"),
+        ({"backbone": {"from": "hub"}}, "backbone.name is null, but backbone.from hub needs it; remedy: name one"),
+        ({"backbone": {"from": "hub", "name": "a/b"}}, "backbone.revision is null, but backbone.from hub needs it"),
+        (
+            {"backbone": {"from": "hub", "name": "a/b", "revision": "main"}},
+            "backbone.revision is 'main', but must be a commit of the hub: 40 hexadecimal digits",
+        ),
+        ({"backbone": {"init_range": None}}, "backbone.init_range is null, but backbone.from embedded needs it"),
+        ({"backbone": {"pretrain": None}}, "backbone.pretrain is null, but backbone.from embedded needs it"),
+        ({"mine": {"skip_after": "all"}}, "mine.skip_after is 'all', but must be one of: ranking, limits"),
         ({"mine": {"miner": "embedder:"}}, "mine.miner is 'embedder:', but must be tfidf, embedder:<folder> or"),
         ({"mine": {"miner": "bm25"}}, "mine.miner is 'bm25', but must be tfidf"),
         ({"mine": {"anchor": "text"}}, "mine.anchor is 'text', but must be one of: query, passage"),
@@ -171,10 +261,26 @@ def test_values_that_contradict_each_other_are_named_together(params):
             {"prune": {"students": {"big": {"hidden_dim": dim + 1, "mlp_dim": 8, "layers": 1}}}},
             f"prune.students.big.hidden_dim is {dim + 1}, but pruning only removes: at most the backbone's {dim}",
         ),
+        (
+            {"distill": {"matryoshka_min_dim": 33}},
+            "distill.atto.matryoshka_min_dim is 33, but the embedding has only 32",
+        ),
+        ({"teacher": HUB}, f"teacher is '{HUB}', but stage2.distillation_weight is 0.0; remedy: name a teacher"),
+        ({"stage2": {"distillation_weight": 0.5}}, "teacher is 'none', but stage2.distillation_weight is 0.5; remedy"),
     ]
     for override, message in contradictions:
         with pytest.raises(ValueError, match=re.escape(message)):
             resolve(params, "nano", override)
+
+
+def test_what_may_be_null_or_named_in_several_ways_is_taken(params):
+    assert resolve(params, "nano", {"data": {"revision": None}}).data.revision is None
+    hub = {"from": "hub", "name": "a/b", "revision": "0" * 40, "init_range": None, "pretrain": None}
+    backbone = resolve(params, "nano", {"backbone": hub}).backbone
+    assert (backbone.source, backbone.name, backbone.init_range, backbone.pretrain) == ("hub", "a/b", None, None)
+    for teacher in (HUB, "experiment:larger", "folder:models/larger"):
+        override = {"teacher": teacher, "stage2": {"distillation_weight": 1.0}}
+        assert resolve(params, "nano", override).teacher == teacher
 
 
 def test_settings_of_the_command_line_are_overrides(params):
@@ -229,13 +335,20 @@ def test_a_missing_or_invalid_file_is_named(tmp_path):
             read_yaml(path)
 
 
-def test_a_written_configuration_reads_back_as_the_same_one(config, tmp_path):
+@pytest.mark.parametrize("size", ["nano", "0.6B"])
+def test_a_written_configuration_reads_back_as_the_same_one(params, size, tmp_path):
+    config = resolve(params, size)
     write_config(config, tmp_path / "build" / "config.yaml")
     values = read_yaml(tmp_path / "build" / "config.yaml")
-    assert values["backbone"]["from"] == "embedded" and "source" not in values["backbone"]
+    assert values["backbone"]["from"] == config.backbone.source and "source" not in values["backbone"]
+    assert values["distill"].keys() == config.prune.students.keys(), "a table by student"
+    for name, training in values.pop("distill").items():
+        values["prune"]["students"][name]["distill"] = training
+    values |= {"distill": {}, "prune": values["prune"] | {"leave_out": []}}
     sections = {key: value for key, value in values.items() if key not in ("name", "recipe", "seed", "machine")}
-    params = {"model": {"size": "nano"}, "override": {}, "recipes": {config.recipe: {}}, "sizes": {"nano": sections}}
-    assert resolve(params | {key: values[key] for key in ("recipe", "seed", "machine")}) == config
+    params = {"model": {"size": size}, "override": {}, "recipes": {config.recipe: {}}, "sizes": {size: sections}}
+    read = resolve(params | {key: values[key] for key in ("recipe", "seed", "machine")})
+    assert replace(read, prune=replace(read.prune, leave_out=config.prune.leave_out)) == config
 
 
 def keys_of(value):
@@ -264,3 +377,24 @@ def test_load_config_reads_the_params_of_the_repository_from_any_folder_in_it(mo
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params | {"seed": 5}))
     assert load_config().seed == 5, "a copy, such as a temporary experiment, has its own"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("recipes", 3, "recipes is 3, but must be a table"),
+        ("recipes.v2", 3, "recipes.v2 is 3, but must be a table"),
+        ("sizes.nano", 3, "sizes.nano is 3, but must be a table"),
+        ("sizes.nano.prune.students", 3, "prune.students is 3, but must be a table"),
+        ("sizes.nano.prune.students.pico", 3, "prune.students.pico is 3, but must be a table"),
+        ("sizes.nano.prune.students.pico.distill", 3, "prune.students.pico.distill is 3, but must be a table"),
+        ("recipes.v2.prune.leave_out", "pico", "prune.leave_out is 'pico', but must be a list of str"),
+        ("recipes.v2.prune.leave_out", None, "prune.leave_out is None, but must be a list of str"),
+        ("override", {"prune": 3}, "prune is 3, but must be a table"),
+        ("sizes.nano.teacher", "hub:" + 40 * "0", "needs a commit of the hub: hub:<repository>@<40 digits>"),
+    ],
+)
+def test_what_is_no_table_or_list_is_named_before_it_is_merged(params, path, value, message):
+    place(params, path, value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(params)

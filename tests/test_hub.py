@@ -14,16 +14,23 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from huggingface_hub import constants
 
+from f2llm import cli
+from f2llm.backbone import CONFIG_NAMES, bring_backbone, new_model
+from f2llm.config import load_config
 from f2llm.hub import adopt, fetch, plan_all, plan_fetch
 from f2llm.mirror import Mirror
+from f2llm.model import Embedder
+from f2llm.teacher import bring_teacher
 
 REPO, SHA, OLD = "someone/tuples", "a" * 40, "b" * 40
 FILES = {
@@ -46,6 +53,7 @@ class Hub:
     drop: dict = field(default_factory=dict)  # name: bytes after which the connection ends, once
     stall: dict = field(default_factory=dict)  # name: bytes after which nothing more comes
     ranges: bool = True
+    models: dict = field(default_factory=dict)  # (repository, commit): files, beside the one set of data
     requests: list = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -55,15 +63,25 @@ class Hub:
             (path.split(f"/resolve/{SHA}/")[1], first) for _, path, first, _ in self.requests if "/resolve/" in path
         ]
 
-    def listing(self):
+    def listing(self, repo=REPO, sha=SHA, files=None):
         siblings = []
-        for name, content in self.files.items():
+        for name, content in (files or self.files).items():
             size = self.listed.get(name, len(content))
             sibling = {"rfilename": name, "size": size, "blobId": git_blob(content)}
-            if name.endswith(".parquet"):
+            if name.endswith((".parquet", ".safetensors")):
                 sibling |= {"blobId": "c" * 40, "lfs": {"size": size, "sha256": sha256(content), "pointerSize": 130}}
             siblings.append(sibling)
-        return json.dumps({"id": REPO, "sha": SHA, "private": False, "siblings": siblings}).encode()
+        return json.dumps({"id": repo, "sha": sha, "private": False, "siblings": siblings}).encode()
+
+    def of_models(self, path):
+        """(headers, body) of a model's listing or file, None where there is no such path."""
+        for (repo, sha), files in self.models.items():
+            if path == f"/api/models/{repo}/revision/{sha}":
+                return {"Content-Type": "application/json"}, self.listing(repo, sha, files)
+            name = path.removeprefix(f"/{repo}/resolve/{sha}/")
+            if name != path and name in files:
+                return {"ETag": f'"{git_blob(files[name])}"', "X-Repo-Commit": sha}, files[name]
+        return None
 
 
 def sha256(content):
@@ -91,7 +109,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send(status, headers, body)
         if path in (f"/api/datasets/{REPO}", *(f"/api/datasets/{REPO}/revision/{name}" for name in ("main", SHA))):
             return self.send(200, {"Content-Type": "application/json"}, hub.listing())
-        if path.startswith(f"/api/datasets/{REPO}/revision/"):
+        if found := hub.of_models(path):
+            return self.send(200, *found)
+        known = [f"/api/datasets/{REPO}", *(f"/api/models/{repo}" for repo, _ in hub.models)]
+        if path.startswith(tuple(f"{place}/revision/" for place in known)):
             return self.send(404, {"X-Error-Code": "RevisionNotFound"})
         if path.startswith("/api/"):
             return self.send(404, {"X-Error-Code": "RepoNotFound"})
@@ -600,3 +621,107 @@ def test_a_broken_manifest_is_one_error_and_its_remedy_keeps_the_files(hub, mirr
     (mirror / "manifest.json").unlink()
     fetch(plan(hub), mirror)
     assert hub.downloads() == [] and Mirror(mirror).verify() == []
+
+
+# Models -------------------------------------------------------------------------------------------
+
+CODE = {"pytorch_model.bin": b"pickle", "modeling_qwen.py": b"import os", "README.md": b"# Model\n"}
+
+
+def files_of(model, tokenizer, folder, **options):
+    """{name: content} of a model as its authors publish it, with what we never bring."""
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    return in_folder(folder) | CODE
+
+
+@pytest.fixture
+def published(hub, tiny_backbone, tokenizer, tmp_path, monkeypatch):
+    """The configuration of 0.6B, whose backbone and teacher the hub has: tiny ones, the backbone in several files."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.chdir(Path(__file__).parents[1])
+    config = load_config("0.6B", data={"mirror": str(tmp_path / "mirror"), "from": "embedded"})
+    small, large = (new_model(tiny_backbone, tokenizer, seed) for seed in (0, 1))
+    repo, sha = config.teacher.removeprefix("hub:").split("@")
+    hub.models = {
+        (config.backbone.name, config.backbone.revision): files_of(
+            small, tokenizer, tmp_path / "small", max_shard_size="40KB"
+        ),
+        (repo, sha): files_of(large.model, tokenizer, tmp_path / "large"),
+    }
+    shape = {key: getattr(tiny_backbone, key) for key in CONFIG_NAMES}
+    return replace(config, backbone=replace(config.backbone, **shape)), small.model, large.model
+
+
+def fetch_size(config):
+    cli.fetch("0.6B", settings=["data.from=embedded", f"data.mirror={config.data.mirror}"])
+
+
+def test_fetch_brings_the_backbone_and_the_teacher_of_a_size(hub, published, tmp_path, capsys):
+    config, small, large = published
+    fetch_size(config)
+    printed = capsys.readouterr().out
+    assert "no data to fetch" in printed
+    for (repo, sha), files in hub.models.items():
+        assert in_folder(tmp_path / "mirror" / repo) == {
+            name: content for name, content in files.items() if name not in CODE
+        }
+        assert f"{repo} at {sha}: {len(files) - len(CODE)} files" in printed
+    assert Mirror(tmp_path / "mirror").verify() == []
+    assert not any("datasets" in path for _, path, _, _ in hub.requests)
+    hub.requests.clear()
+    fetch_size(config)
+    assert hub.requests and not any("/resolve/" in path for _, path, _, _ in hub.requests), "fetched again"
+
+    backbone = tmp_path / "backbone"
+    backbone.mkdir()
+    bring_backbone(config.backbone, tmp_path / "mirror", backbone)
+    bring_teacher(config, tmp_path / "teacher")
+    assert len(list(backbone.glob("*.safetensors"))) > 1, "vacuous: one file"
+    for folder, original in ((backbone, small), (tmp_path / "teacher", large)):
+        loaded = Embedder.load(folder).model.state_dict()
+        assert loaded.keys() == original.state_dict().keys() and len(loaded) > 20
+        assert all(torch.equal(loaded[name], weight) for name, weight in original.state_dict().items())
+        assert not CODE.keys() & {path.name for path in folder.iterdir()}
+
+
+def test_models_that_the_hub_does_not_have_at_their_commits_are_named_at_once(hub, published, tmp_path):
+    config, *_ = published
+    hub.models = {(repo, OLD): files for (repo, _), files in hub.models.items()}
+    with pytest.raises(
+        ValueError, match=r"2 of 2 repositories cannot be fetched, nothing was:\n.*0.6B has no revision"
+    ) as e:
+        fetch_size(config)
+    assert f"{hub.url}/codefuse-ai/F2LLM-v2-1.7B lists" in str(e.value) and not (tmp_path / "mirror").exists()
+    hub.models = {(repo, sha): dict(CODE) for repo, sha in [(config.backbone.name, config.backbone.revision)]}
+    with pytest.raises(
+        ValueError, match=r"Qwen3-0.6B at .*no file matches '\*.json'.*\n.*has no model .*F2LLM-v2-1.7B"
+    ):
+        fetch_size(config)
+
+
+def test_a_model_that_is_not_whole_or_not_the_one_asked_for_is_one_error(published, tmp_path):
+    config, *_ = published
+    folder = tmp_path / "models" / "backbone"
+    folder.mkdir(parents=True)
+    bring = partial(bring_backbone, mirror=tmp_path / "mirror", folder=folder)
+    with pytest.raises(
+        ValueError, match=r"Qwen/Qwen3-0.6B: config.json is missing, .* remedy: fetch with: f2llm fetch"
+    ):
+        bring(config.backbone)
+    with pytest.raises(ValueError, match=r"F2LLM-v2-1.7B: config.json is missing, .* remedy: fetch with: f2llm fetch"):
+        bring_teacher(config, tmp_path / "models" / "teacher")
+    fetch_size(config)
+    with pytest.raises(ValueError, match=rf"holds Qwen/Qwen3-0.6B at revision {config.backbone.revision}, but {OLD}"):
+        bring(replace(config.backbone, revision=OLD))
+    with pytest.raises(ValueError, match=rf"holds codefuse-ai/F2LLM-v2-1.7B at revision .*, but {OLD} is asked for"):
+        bring_teacher(replace(config, teacher=f"hub:codefuse-ai/F2LLM-v2-1.7B@{OLD}"), tmp_path / "models" / "teacher")
+    with pytest.raises(ValueError, match=r"has hidden_size 32, but backbone\.hidden_dim is 1024; remedy"):
+        bring(replace(config.backbone, hidden_dim=1024))
+    assert not (tmp_path / "models" / "teacher").exists()
+    bring(config.backbone)
+    shard = sorted((tmp_path / "mirror" / config.backbone.name).glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard.name} is missing; remedy: fetch with: f2llm fetch"):
+        bring(config.backbone)

@@ -313,15 +313,15 @@ def test_training_notebooks_are_stopped_and_others_are_not(here, monkeypatch, tm
     monkeypatch.setattr(cli, "require_writable", lambda *_, **__: done.append("began"))
     monkeypatch.setattr(cli, "execute", lambda *_: done.append("ran"))
     monkeypatch.setattr(cli, "clear_finished", lambda _: None)
-    stopped = []
-    for notebook in sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")):
+    stopped, notebooks = [], sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    for notebook in notebooks:
         try:
             cli.run(notebook)
         except RuntimeError as error:
             assert "cannot train size 0.6B" in str(error)
             stopped.append(notebook)
     assert stopped == ["01_backbone", "02_data", "04_stage1", "05_stage2", "07_distill"]
-    assert done == ["began", "ran"] * 4, "a notebook that was stopped has not begun"
+    assert done == ["began", "ran"] * (len(notebooks) - 5) != [], "a notebook that was stopped has not begun"
     with pytest.raises(RuntimeError, match="cannot train"):
         cli.teacher(tmp_path / "teacher")
     assert not (tmp_path / "teacher").exists()
