@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t as student_t
 
+from .checkpoint import alone_in
 from .config import read_yaml
 
 COLUMNS = ["group", "arm", "seed", "model", "score", "commit"]
@@ -56,23 +57,41 @@ def experiments(path: Path = Path("ablations.yaml")) -> list[Experiment]:
 def run_missing(jobs: int, only: str = "") -> None:
     """Queue what has not been run, and run the queue; after a kill the same call goes on with what is missing.
 
-    only: a part of the experiments' names. Finished stages come from DVC's run cache.
+    only: a part of the experiments' names. Finished stages come from DVC's run cache. Workers that an earlier call
+    left at work finish what they have begun; what was killed under way begins again.
     """
-    wanted = [experiment for experiment in experiments() if only in experiment.name]
-    missing = [experiment for experiment in wanted if experiment.name not in finished()]
-    print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} finished before, {len(missing)} to run", flush=True)
-    _dvc("queue", "remove", "--queued", "--failed", check=False)  # what an interrupted call has left
-    for experiment in missing:
-        settings = [f"+override.{setting}" for setting in experiment.settings]
-        options = [word for setting in (f"seed={experiment.seed}", *settings) for word in ("-S", setting)]
-        _dvc("exp", "run", "--queue", "--name", experiment.name, *options, "evaluate")
-    if missing:
-        _dvc("exp", "run", "--run-all", "--jobs", str(jobs), quiet=False, check=False)
-    if failed := [experiment.name for experiment in missing if experiment.name not in finished()]:
+    with alone_in(Path("scratch/ablate"), "ablation"):
+        wanted = [experiment for experiment in experiments() if only in experiment.name]
+        running, workers = queue_status(_dvc("queue", "status"))
+        if running and not workers:
+            _dvc("queue", "kill", "--force", *sorted(set(running)), check=False)  # marks as failed what is dead
+            running = []
+        _dvc("queue", "remove", "--queued", "--failed", check=False)
+        done = finished()
+        missing = [experiment for experiment in wanted if experiment.name not in (*done, *running)]
+        print(
+            f"{len(wanted)} experiments: {sum(one.name in done for one in wanted)} finished before, "
+            f"{len(running)} running, {len(missing)} to queue",
+            flush=True,
+        )
+        for experiment in missing:
+            settings = [f"+override.{setting}" for setting in experiment.settings]
+            options = [word for setting in (f"seed={experiment.seed}", *settings) for word in ("-S", setting)]
+            _dvc("exp", "run", "--queue", "--name", experiment.name, *options, "evaluate")
+        if missing or running:
+            _dvc("exp", "run", "--run-all", "--jobs", str(jobs), quiet=False, check=False)
+    if failed := [experiment.name for experiment in wanted if experiment.name not in finished()]:
         raise RuntimeError(
-            f"{len(failed)} of {len(missing)} experiments did not finish: {', '.join(failed)}; "
+            f"{len(failed)} of {len(wanted)} experiments did not finish: {', '.join(failed)}; "
             f"remedy: dvc queue logs {failed[0]}, then the same command again"
         )
+
+
+def queue_status(text: str) -> tuple[list[str], int]:
+    """(names of experiments that are marked as running, number of workers at work) of `dvc queue status`."""
+    rows = [line.split() for line in text.splitlines()]
+    workers = re.search(r"Worker status: (\d+) active", text)
+    return [row[1] for row in rows if len(row) > 2 and row[-1] == "Running"], int(workers[1]) if workers else 0
 
 
 def finished() -> dict[str, str]:
@@ -99,7 +118,7 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
 
 
-def _dvc(*words: str, quiet: bool = True, check: bool = True) -> None:
+def _dvc(*words: str, quiet: bool = True, check: bool = True) -> str:
     own = {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *words], env={**os.environ, **own}, capture_output=quiet, text=True
@@ -107,6 +126,7 @@ def _dvc(*words: str, quiet: bool = True, check: bool = True) -> None:
     if check and done.returncode:
         reason = (done.stderr or "").strip() or f"exit code {done.returncode}"
         raise RuntimeError(f"dvc {' '.join(words[:3])}: {reason}; remedy: dvc queue status")
+    return done.stdout or ""
 
 
 # Comparing --------------------------------------------------------------------------------------

@@ -266,13 +266,16 @@ def overrides_of(settings: list[str]) -> dict:
     tables = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
-        section, _, key = path.partition(".")
-        if not (section and key and equals):
+        *sections, key = path.split(".")
+        if not (sections and all(sections) and key and equals):
             raise ValueError(f"--set {setting!r} is not of the form section.key=value, as in data.from=released")
         try:
-            tables.setdefault(section, {})[key] = yaml.load(value, _Loader)
+            table = {key: yaml.load(value, _Loader)}
         except yaml.YAMLError as error:
             raise ValueError(f"--set {setting!r}: the value is not valid YAML: {error}") from None
+        for section in reversed(sections):
+            table = {section: table}
+        tables = _merge(tables, table)
     return tables
 
 

@@ -1,18 +1,24 @@
 """Tables of the report and their place in README."""
 
+import matplotlib
 import pandas as pd
 import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 from f2llm.report import (
     README_MARKS,
     label,
     markdown,
+    plot_sizes,
     read_scores,
     readme_with_results,
     smoothed,
     summary_lines,
     table_by_task,
     table_by_type,
+    table_of_students,
 )
 
 TASKS = {"NamesBitext": "BitextMining", "NamesCrossScriptBitext": "BitextMining"}
@@ -99,3 +105,33 @@ def test_the_summary_names_the_report_and_the_time(folder):
 def test_smoothing_is_the_mean_of_the_last_steps():
     log = pd.DataFrame({"loss": [4.0, 2.0, 0.0, 1.0]})
     assert smoothed(log, window=2).tolist() == [4.0, 3.0, 1.0, 0.5]
+
+
+def test_the_table_of_students_has_shares_of_the_teachers_mean_and_gain():
+    means = {"untrained": 0.1, "stage2": 0.5, "pico-pruned": 0.2, "pico-distilled": 0.4}
+    scores = pd.DataFrame(
+        [{"model": model, "task": task, "score": score} for model, score in means.items() for task in "ab"]
+    )
+    sizes = {"untrained": 80, "stage2": 80, "pico-pruned": 20, "pico-distilled": 20}
+    parameters = pd.DataFrame({"model": sizes.keys(), "without_embeddings": sizes.values()})
+    (row,) = table_of_students(scores, parameters).to_dict("records")
+    assert row["share of parameters"] == 0.25
+    assert (row["pruned"], row["distilled"], row["teacher"]) == pytest.approx((20, 40, 50))
+    assert row["share of teacher's mean"] == pytest.approx(0.8)
+    assert (row["share of gain, pruned"], row["share of gain, distilled"]) == pytest.approx((0.25, 0.75))
+
+
+def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
+    sizes = {"stage2": (1000, (8, 16)), "pico-distilled": (500, (8, 12)), "femto-distilled": (250, (4, 8))}
+    rows = [
+        {"model": model, "without_embeddings": size, "dim": dim, "score": dim / 100}
+        for model, (size, dims) in sizes.items()
+        for dim in dims
+    ]
+    figure, axes = plt.subplots(1, 2)
+    plot_sizes(axes, pd.DataFrame(rows))
+    left, right = ([line.get_label() for line in one.get_lines()] for one in axes)
+    assert left == ["all dimensions", "8 dimensions"], "one line for each number that several models have"
+    assert right == ["stage 2", "pico, distilled", "femto, distilled"], "largest first"
+    assert axes[0].get_lines()[0].get_ydata().tolist() == [8, 12, 16], "by size, each with all its dimensions"
+    plt.close(figure)
