@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +79,28 @@ def run_missing(jobs: int, only: str = "") -> None:
             settings = [f"+override.{setting}" for setting in experiment.settings]
             options = [word for setting in (f"seed={experiment.seed}", *settings) for word in ("-S", setting)]
             _dvc("exp", "run", "--queue", "--name", experiment.name, *options, "evaluate")
+        if missing:
+            _dvc("queue", "start", "--jobs", str(jobs))
         if missing or running:
-            _dvc("exp", "run", "--run-all", "--jobs", str(jobs), quiet=False, check=False)
+            wait_for_workers([experiment.name for experiment in wanted])
     if failed := [experiment.name for experiment in wanted if experiment.name not in finished()]:
         raise RuntimeError(
             f"{len(failed)} of {len(wanted)} experiments did not finish: {', '.join(failed)}; "
             f"remedy: dvc queue logs {failed[0]}, then the same command again"
         )
+
+
+def wait_for_workers(names: list[str], seconds: float = 20) -> None:
+    """Until all are finished or no worker is left; says what has been finished."""
+    shown = {name for name in names if name in finished()}
+    while len(shown) < len(names):
+        time.sleep(seconds)
+        _, workers = queue_status(_dvc("queue", "status"))
+        for name in (new := [name for name in names if name in finished() and name not in shown]):
+            shown.add(name)
+            print(f"{len(shown)} of {len(names)}: {name}", flush=True)
+        if not workers and not new:
+            return
 
 
 def queue_status(text: str) -> tuple[list[str], int]:
@@ -118,15 +134,14 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
 
 
-def _dvc(*words: str, quiet: bool = True, check: bool = True) -> str:
+def _dvc(*words: str, check: bool = True) -> str:
     own = {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], env={**os.environ, **own}, capture_output=quiet, text=True
-    )
+    command = [sys.executable, "-m", "dvc", *words]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
     if check and done.returncode:
-        reason = (done.stderr or "").strip() or f"exit code {done.returncode}"
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
         raise RuntimeError(f"dvc {' '.join(words[:3])}: {reason}; remedy: dvc queue status")
-    return done.stdout or ""
+    return done.stdout
 
 
 # Comparing --------------------------------------------------------------------------------------

@@ -210,12 +210,18 @@ def summary(
 
 @app.command()
 def readme() -> None:
-    """Put the table of results into README.md, and the registry's tables into data/README.md, between their marks."""
+    """Put the tables of results into README.md, and the registry's into data/README.md, between their marks."""
+    import pandas as pd
+
+    from .ablations import compare
     from .registry import MARKS, load_registry, registry_markdown
-    from .report import put_between, readme_with_results
+    from .report import ABLATION_MARKS, ablations_markdown, put_between, readme_with_results
 
     path, of_data = root() / "README.md", root() / "data" / "README.md"
-    path.write_text(readme_with_results(path.read_text(encoding="utf-8"), root()), encoding="utf-8")
+    text = readme_with_results(path.read_text(encoding="utf-8"), root())
+    ablated = pd.read_csv(root() / "results" / "ablations.csv")
+    compared = compare(ablated[ablated["group"] != "family"])
+    path.write_text(put_between(text, ABLATION_MARKS, ablations_markdown(compared)), encoding="utf-8")
     tables = registry_markdown(load_registry(root() / "data" / "sources.yaml"))
     of_data.write_text(put_between(of_data.read_text(encoding="utf-8"), MARKS, tables), encoding="utf-8")
 

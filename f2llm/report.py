@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+ABLATION_MARKS = ("<!-- ablations: written by `f2llm readme` -->", "<!-- end of ablations -->")
 README_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
 SHORT = {"BitextMining": "Bitext", "PairClassification": "Pair", "Classification": "Class."}
 LABELS = {
@@ -76,6 +77,23 @@ def summary_lines(folder: Path, seconds: int) -> list[str]:
 def readme_with_results(readme: str, folder: Path) -> str:
     """README's text with the table of results of `folder` between the marks."""
     return put_between(readme, README_MARKS, markdown(table_by_type(read_scores(folder))))
+
+
+def ablations_markdown(compared: pd.DataFrame) -> str:
+    """One row per group and arm, one column per model, of `ablations.compare`'s table: difference (low to high).
+
+    Bold: outside the noise. Differences of mean scores, times 100.
+    """
+    rows = compared.dropna(subset="difference")
+    models = list(dict.fromkeys(rows["model"]))
+    names = [label(model).removesuffix(", distilled") for model in models]
+    lines = ["| changed | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 2) + "|"]
+    for (_, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
+        cells = {row.model: f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})" for row in of_arm.itertuples()}
+        clear = set(of_arm.loc[of_arm["verdict"].isin(["lower", "higher"]), "model"])
+        shown = [f"**{cells[model]}**" if model in clear else cells.get(model, "") for model in models]
+        lines.append(f"| {arm} | {of_arm['seeds'].min()} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def put_between(text: str, marks: tuple[str, str], content: str) -> str:

@@ -125,6 +125,7 @@ def test_scores_come_from_the_experiments_of_the_plan_that_have_run(repository):
 
 def test_only_what_is_missing_is_queued(repository, monkeypatch, capsys):
     asked = []
+    monkeypatch.setattr(ablations, "wait_for_workers", lambda names: None)
     monkeypatch.setattr(ablations, "_dvc", lambda *words, **_: asked.append(words) or "")
     with pytest.raises(RuntimeError, match="1 of 2 experiments did not finish: ablate-g-one-0"):
         ablations.run_missing(jobs=1)
@@ -151,8 +152,25 @@ def test_what_died_is_queued_again_and_what_still_runs_is_not(repository, monkey
         return STATUS.format(workers) if words == ("queue", "status") else ""
 
     monkeypatch.setattr(ablations, "_dvc", dvc)
+    monkeypatch.setattr(ablations, "wait_for_workers", lambda names: None)
     with pytest.raises(RuntimeError, match="did not finish: ablate-g-one-0"):
         ablations.run_missing(jobs=1)
     assert (("queue", "kill", "--force", "ablate-g-one-0") in asked) == (workers == 0)
     assert any("--queue" in words for words in asked) == (workers == 0)
-    assert any("--run-all" in words for words in asked)
+    assert (("queue", "start", "--jobs", "1") in asked) == (workers == 0)
+
+
+def test_waiting_ends_when_all_is_done_or_no_worker_is_left(repository, monkeypatch, capsys):
+    base, left = git(repository, "rev-parse", "HEAD"), iter([1, 1, 0])
+
+    def dvc(*_):
+        workers = next(left)
+        if workers:
+            git(repository, "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/ablate-g-one-0", "HEAD")
+        return STATUS.format(workers)
+
+    monkeypatch.setattr(ablations, "_dvc", dvc)
+    ablations.wait_for_workers(["ablate-g-one-0", "ablate-g-one-1"], seconds=0)
+    assert capsys.readouterr().out == "2 of 2: ablate-g-one-0\n"
+    ablations.wait_for_workers(["never", "ablate-g-one-1"], seconds=0)
+    assert next(left, None) is None, "the last answer, no worker, has ended the waiting"

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from f2llm.report import (
     README_MARKS,
+    ablations_markdown,
     label,
     markdown,
     plot_sizes,
@@ -135,3 +136,16 @@ def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
     assert right == ["stage 2", "pico, distilled", "femto, distilled"], "largest first"
     assert axes[0].get_lines()[0].get_ydata().tolist() == [8, 12, 16], "by size, each with all its dimensions"
     plt.close(figure)
+
+
+def test_the_table_of_ablations_marks_what_is_outside_the_noise():
+    rows = [
+        {"group": "g", "arm": "default", "model": "stage2", "seeds": 3},
+        {"group": "g", "arm": "less", "model": "stage2", "seeds": 3, "difference": -1.26, "low": -2, "high": -0.5}
+        | {"verdict": "lower"},
+        {"group": "g", "arm": "other", "model": "stage2", "seeds": 2, "difference": 0.2, "low": -1, "high": 1.4}
+        | {"verdict": "within noise"},
+    ]
+    lines = ablations_markdown(pd.DataFrame(rows)).splitlines()
+    assert lines[0] == "| changed | seeds | stage 2 |" and len(lines) == 4
+    assert lines[2:] == ["| less | 3 | **-1.3 (-2.0 to -0.5)** |", "| other | 2 | +0.2 (-1.0 to +1.4) |"]
