@@ -31,7 +31,7 @@ test: .venv/installed  ## all tests
 	@python -m pytest
 
 bench: .venv/installed  ## speed and memory on this CPU, side by side (about an hour), then the README's table
-	@for name in training encode matryoshka memory distillation data; do python -m benchmarks.$$name || exit 1; done
+	@for name in training encode matryoshka memory distillation prune data; do python -m benchmarks.$$name || exit 1; done
 	@python -m benchmarks.table
 
 lint: .venv/installed  ## style of code and notebooks; notebooks without outputs

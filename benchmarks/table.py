@@ -9,13 +9,22 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, ROOT
 
 MARKS = ("<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->")
-NAMES = ("training_cpu", "encode_cpu", "matryoshka_cpu", "memory_cpu", "distillation_cpu", "data_cpu", "gpu")
+NAMES = (
+    "training_cpu",
+    "encode_cpu",
+    "matryoshka_cpu",
+    "memory_cpu",
+    "distillation_cpu",
+    "prune_cpu",
+    "data_cpu",
+    "gpu",
+)
 
 
 def lines(folder: Path = RESULTS) -> list[str]:
     """The table in Markdown; a benchmark without a result file is said to be not run."""
     table = ["| benchmark | ratio | against | min | median | max | goal |", "|---|---|---|---|---|---|---|"]
-    where = []
+    measured: dict[str, list[str]] = {}  # by machine
     for name in NAMES:
         path = Path(folder) / f"{name}.json"
         if not path.exists():
@@ -23,8 +32,9 @@ def lines(folder: Path = RESULTS) -> list[str]:
             table.append(f"| {name} | {kind} | | | | | |")
             continue
         result = json.loads(path.read_text())
-        where.append(f"{name} {result['date']}")
         machine = result["hardware"]
+        where = machine.get("gpu") or f"{machine['cpu']}, one thread"
+        measured.setdefault(where, []).append(f"{name} {result['date']}")
         for ratio, found in result["ratios"].items():
             goal = _goal(found)
             padding = f"; {found['padding']:.0%} padding" if found.get("padding") else ""
@@ -32,9 +42,8 @@ def lines(folder: Path = RESULTS) -> list[str]:
                 f"{found[key]:,.{0 if found[key] >= 1000 else 2}f}" for key in ("min", "median", "max")
             )
             table.append(f"| {name} | `{ratio}` | {found['against']}{padding} | {figures} | {goal} |")
-    if where:
-        kind = machine.get("gpu") or f"{machine['cpu']}, one thread"
-        table += ["", f"Measured: {', '.join(where)}; {kind}."]
+    for where, names in measured.items():
+        table += ["", f"Measured: {', '.join(names)}; {where}."]
     return table
 
 

@@ -36,23 +36,16 @@ def bring_teacher(config: Config, out: Path) -> None:
 def _copy_from_experiment(name: str, folder: Path) -> None:
     """models/stage2 of a DVC experiment, branch or commit of this repository; also inside a temporary experiment."""
     repository = os.environ.get("DVC_ROOT", ".")
-    command = [
-        "-m",
-        "dvc",
-        "get",
-        "--quiet",
-        "--force",
-        "--rev",
-        name,
-        "--out",
-        str(folder),
-        repository,
-        "models/stage2",
-    ]
+    got = folder / "got"  # a folder that is there would get a folder stage2 inside
+    command = ["-m", "dvc", "get", "--rev", name, "--out", str(got), repository, "models/stage2"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    if done.returncode or not (folder / "config.json").exists():
-        reason = (done.stderr.strip().splitlines() or ["no models/stage2 in it"])[-1]
+    if done.returncode or not (got / "config.json").exists():
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "it has no config.json"
         raise ValueError(
             f"teacher is 'experiment:{name}', but its models/stage2 cannot be had: {reason}; "
             "remedy: a name that `dvc exp show` lists, after `dvc exp pull` if it was run elsewhere"
         )
+    for path in got.iterdir():
+        path.rename(folder / path.name)
+    got.rmdir()

@@ -1,4 +1,5 @@
-"""What every process of tests/test_distributed.py runs: the gradients of one batch under several settings.
+"""What every process of tests/test_distributed.py runs: the gradients of one batch under several settings, trainings,
+and a teacher's embeddings.
 
 Arguments: folder with model, teacher and store; folder for results. Not a test itself.
 """
@@ -17,6 +18,7 @@ from f2llm.config import HardNegatives, read_yaml, resolve
 from f2llm.model import Embedder
 from f2llm.run import Run
 from f2llm.step import accumulate_gradients, embed_without_gradient, prepare, validate
+from f2llm.targets import Cached
 from f2llm.train import train
 from f2llm.tuples import TupleStore
 
@@ -30,6 +32,24 @@ SETTINGS = {
     "sharded": {"shard": True, "activation_tokens": 30},
     "one_row": {"cap_per_source": 1},
 }
+
+
+TRAININGS = {  # machine.shard, and whether a cached teacher helps
+    "trained": (False, False),
+    "trained_sharded": (True, False),
+    "trained_distilled": (False, True),
+    "trained_distilled_sharded": (True, True),
+}
+
+
+class Counting(Embedder):
+    """A real embedder that counts the texts it embeds."""
+
+    num_texts = 0
+
+    def embed_pack(self, part, *arguments, **options):
+        self.num_texts += len(part.rows)
+        return super().embed_pack(part, *arguments, **options)
 
 
 def plans(params_path: str):
@@ -62,8 +82,8 @@ def gradients(folder: Path, training, machine, setting: dict):
     return losses, grads
 
 
-def trained(folder: Path, training, machine, scratch: Path):
-    """Weights after three steps, and the validation rows on the way."""
+def trained(folder: Path, training, machine, scratch: Path, distilled: bool = False):
+    """Weights after three steps, and the validation rows on the way; the teacher's cache is in `scratch`."""
     model = Embedder.load(folder / "model", training=True)
     model.max_tokens = training.max_tokens
     if machine.shard and distributed.num_ranks() > 1:
@@ -71,9 +91,27 @@ def trained(folder: Path, training, machine, scratch: Path):
     batches = HomogeneousBatches(TupleStore(folder / "store", mined=None), training, seed=0, stage1=False)
     scratch.mkdir(exist_ok=True)
     run = Run("test", len(batches), scratch, quiet=distributed.rank() > 0)
-    train(model, batches, training, run, replace(machine, save_every=2))
+    teacher = None
+    if distilled:
+        training = replace(training, distillation_weight=0.7)
+        teacher = Cached(Embedder.load(folder / "teacher"), scratch / "cache", machine)
+    train(model, batches, training, run, replace(machine, save_every=2), teacher)
     list(validate(model, batches, training, machine))
     return distributed.whole_state(model.model, None)[0], run.validation
+
+
+def targets(folder: Path, training, machine, cache: Path):
+    """(rows of all texts of two epochs, batch by batch; how many of them this process's teacher embedded)."""
+    model, teacher = Embedder.load(folder / "model"), Counting.load(folder / "teacher")
+    teacher.max_tokens = model.max_tokens = training.max_tokens
+    training = replace(training, epochs=2, max_steps=0)
+    batches = HomogeneousBatches(TupleStore(folder / "store", mined=None), training, seed=0, stage1=False)
+    cached, rows = Cached(teacher, cache, machine), []
+    for step in range(len(batches)):
+        rows.append(cached(prepare(model, batches[step], machine)))
+        if step % 3 == 2 or step == len(batches) - 1:
+            cached.flush()
+    return torch.cat(rows), teacher.num_texts
 
 
 def main() -> None:
@@ -88,12 +126,16 @@ def main() -> None:
                 grads | {f"loss.{key}": torch.tensor(value) for key, value in losses.items()},
                 out / f"{name}.safetensors",
             )
-    for name, shard in (("trained", False), ("trained_sharded", True)):
+    for time in ("first", "second"):
+        rows, num_texts = targets(folder, training, machine, out / "cache")
+        content = {"rows": rows, "num_texts": torch.tensor(num_texts)}
+        save_file(content, out / f"targets_{time}_{distributed.rank()}.safetensors")
+    for name, (shard, distilled) in TRAININGS.items():
         for suffix in ("", "_resumed"):
             if suffix and distributed.rank() == 0:  # as if killed after step 2
                 shutil.rmtree(out / name / "step-00000003")
             distributed.wait_for_all()
-            weights, _ = trained(folder, training, replace(machine, shard=shard), out / name)
+            weights, _ = trained(folder, training, replace(machine, shard=shard), out / name, distilled)
             if distributed.rank() == 0:
                 save_file({key: tensor.clone() for key, tensor in weights.items()}, out / f"{name}{suffix}.safetensors")
     distributed.stop()

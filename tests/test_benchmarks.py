@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import data, encode, harness, legs, matryoshka, training
-from benchmarks.table import lines
+from benchmarks import data, distillation, encode, harness, legs, matryoshka, prune, training
+from benchmarks.table import NAMES, lines
 from f2llm.losses import matryoshka_dims
 from f2llm.tokens import Tokens
 
@@ -164,7 +164,7 @@ def test_embeddings_that_differ_or_have_no_length_are_an_error():
 # The others, small ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["distillation", "gpu"])
+@pytest.mark.parametrize("name", ["distillation", "gpu", "prune"])
 def test_a_quick_run_ends_with_finite_ratios_and_writes_nothing(name, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.harness.write", lambda *_: pytest.fail("a quick run has written a result"))
     ratios = importlib.import_module(f"benchmarks.{name}").main(["--quick"])
@@ -178,6 +178,39 @@ def test_memory_of_a_step_counts_its_tokens_and_not_the_way():
     cached, plain = growth(3, cached=True), growth(3, cached=False)
     assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert cached["tokens"] == plain["tokens"] > 1000 and plain["growth_mib"] >= 0
+
+
+def test_every_benchmark_of_the_table_is_one_that_make_bench_runs():
+    (line,) = (line for line in (harness.ROOT / "Makefile").read_text().splitlines() if "-m benchmarks.$$name" in line)
+    ran = line.partition(" in ")[2].partition(";")[0].split()
+    assert [f"{name}_cpu" for name in ran] == [name for name in NAMES if name != "gpu"] and len(ran) > 6
+    for name in ran:
+        assert importlib.import_module(f"benchmarks.{name}").main
+
+
+def test_the_cached_way_of_distillation_is_compared_with_equal_losses(tmp_path, monkeypatch):
+    gated = []
+    monkeypatch.setattr(distillation, "gate", lambda outcomes: gated.append(dict(outcomes)) or harness.gate(outcomes))
+    seconds = distillation.measure(distillation.QUICK, tmp_path)
+    assert {name for slow, fast, _ in distillation.AGAINST.values() for name in (slow, fast)} == seconds.keys()
+    assert gated[0].keys() == seconds.keys() == {"live", "first", "cached", "given"}
+    assert len(list(tmp_path.glob("*/*.keys.npy"))) == 3, "the warm-up's, the round's and the full one"
+
+
+def test_pruning_is_measured_on_the_shape_of_0_6b_and_processes_that_disagree_are_an_error():
+    settings, students, config = prune.settings_of(quick=False)
+    assert settings["shape"] == {key: getattr(config.backbone, key) for key in prune.CONFIG_NAMES}
+    assert list(students) == ["330M", "160M", "80M"] and settings["shape"]["hidden_dim"] == 1024
+    one = {"scores_seconds": 2.0, "cut_seconds": 1.0, "added_mib": 5.0, "scores_mib": 1.0, "student_mib": 3.0}
+    one |= {"tokens": 9, "parameters": 7, "sum_of_scores": 0.5}
+    other = one | {"parameters": 6, "scores_seconds": 3.0}
+    found = prune.figures({"large": [one, one], "small": [other, other]}, "a model")
+    assert set(found) == {"scores_s", "cut_large_s", "cut_small_s", "memory_large_mib", "memory_small_mib"}
+    assert (found["scores_s"]["min"], found["scores_s"]["median"], found["scores_s"]["max"]) == (2, 2.5, 3)
+    assert found["memory_large_mib"]["against"] == "scores and cutting, 3 of it the student"
+    for key in ("tokens", "parameters", "sum_of_scores"):
+        with pytest.raises(RuntimeError, match=f"disagree about {key}"):
+            prune.figures({"large": [one, one | {key: 1}]}, "a model")
 
 
 def test_the_data_legs_draw_the_same_tokens_from_both_layouts(tmp_path, monkeypatch):
@@ -216,3 +249,16 @@ def test_the_table_names_what_was_missed_and_what_was_not_run(tmp_path):
     assert "| training_cpu | `many` | the other way | 1.00 | 54,321 | 3.00 |  |" in table
     assert "| gpu | not run on a GPU | | | | | |" in table
     assert table[-1] == "Measured: training_cpu 2026-11-22; A CPU, one thread."
+
+
+def test_the_table_says_of_every_benchmark_on_which_machine_it_was_measured(tmp_path):
+    ratios = {"good": {"min": 1.0, "median": 2.0, "max": 3.0, "against": "the other way", "goal": None}}
+    for name, hardware in (("training", {"cpu": "A"}), ("encode", {"cpu": "B"}), ("prune", {"cpu": "A"})):
+        result = {"date": "2026-11-22", "hardware": hardware, "ratios": ratios}
+        (tmp_path / f"{name}_cpu.json").write_text(json.dumps(result))
+    (tmp_path / "gpu.json").write_text(json.dumps({"date": "2026-11-23", "hardware": {"gpu": "C"}, "ratios": ratios}))
+    assert [line for line in lines(tmp_path) if line.startswith("Measured")] == [
+        "Measured: training_cpu 2026-11-22, prune_cpu 2026-11-22; A, one thread.",
+        "Measured: encode_cpu 2026-11-22; B, one thread.",
+        "Measured: gpu 2026-11-23; C.",
+    ]

@@ -1,4 +1,4 @@
-"""Two processes over gloo = one process: losses, gradients, trained weights, replicated and sharded."""
+"""Two processes over gloo = one process: losses, gradients, weights, a teacher's rows; replicated and sharded."""
 
 import copy
 import os
@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -94,10 +95,11 @@ def test_the_gradient_of_queries_only_is_another_one(folder):
     assert (full[1]["norm.weight"] - query_only[1]["norm.weight"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["trained", "trained_sharded"])
+@pytest.mark.parametrize("name", ranks.TRAININGS)
 def test_weights_trained_by_two_processes_are_those_of_one(folder, of_two, tmp_path, name):
     training, machine = ranks.plans(ROOT / "params.yaml")
-    expected, validation = ranks.trained(folder, training, machine, tmp_path)
+    _, distilled = ranks.TRAININGS[name]
+    expected, validation = ranks.trained(folder, training, machine, tmp_path, distilled)
     before = Embedder.load(folder / "model").model.state_dict()
     theirs = load_file(of_two / f"{name}.safetensors")
     assert max((expected[key] - before[key]).abs().max() for key in expected) > 1e-4, "vacuous: nothing was learned"
@@ -108,7 +110,12 @@ def test_weights_trained_by_two_processes_are_those_of_one(folder, of_two, tmp_p
     assert len(lines) == 1 + len(validation) > 10
 
 
-@pytest.mark.parametrize("name", ["trained", "trained_sharded"])
+def test_the_teacher_matters_to_what_two_processes_train(of_two):
+    alone, distilled = (load_file(of_two / f"{name}.safetensors") for name in ("trained", "trained_distilled"))
+    assert max((alone[key] - distilled[key]).abs().max() for key in alone) > 1e-4
+
+
+@pytest.mark.parametrize("name", ranks.TRAININGS)
 def test_two_processes_go_on_from_their_checkpoint_to_the_same_weights(of_two, name):
     whole, resumed = (load_file(of_two / f"{name}{suffix}.safetensors") for suffix in ("", "_resumed"))
     assert whole.keys() == resumed.keys() and len(whole) > 10
@@ -135,3 +142,40 @@ def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
     assert max(moment.abs().max() for moment in states["trained"]) > 1e-4, "vacuous: no moments"
     for one, other in zip(*states.values()):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+# A teacher's embeddings -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_one(folder, tmp_path_factory):
+    """(rows, texts that the teacher embedded, folder of the cache) of one process."""
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    cache = tmp_path_factory.mktemp("one") / "cache"
+    return *ranks.targets(folder, training, machine, cache), cache
+
+
+def test_a_teachers_rows_of_two_processes_are_those_of_one_in_both_and_each_text_is_embedded_once(of_one, of_two):
+    expected, num_texts, cache = of_one
+    ours, theirs = (load_file(of_two / f"targets_first_{rank}.safetensors") for rank in (0, 1))
+    assert torch.equal(ours["rows"], theirs["rows"])
+    torch.testing.assert_close(ours["rows"], expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(0).min() > 0.01, "vacuous: all rows are alike"
+    assert 0 < num_texts < len(expected), "vacuous: no text is met twice"
+    shares = [int(of["num_texts"]) for of in (ours, theirs)]
+    assert sum(shares) == num_texts and min(shares) > num_texts / 4, "the work is shared out"
+    parts = sorted(path.name for path in cache.iterdir())
+    assert parts == sorted(path.name for path in (of_two / "cache").iterdir()) and len(parts) > 6
+    for part in parts:
+        one, two = (np.load(path / part) for path in (cache, of_two / "cache"))
+        assert one.shape == two.shape and np.allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_read_their_cache_without_the_teacher_and_one_reads_it_too(folder, of_two):
+    first = load_file(of_two / "targets_first_0.safetensors")["rows"]
+    for rank in (0, 1):
+        second = load_file(of_two / f"targets_second_{rank}.safetensors")
+        assert int(second["num_texts"]) == 0 and torch.equal(second["rows"], first)
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    rows, num_texts = ranks.targets(folder, training, machine, of_two / "cache")
+    assert num_texts == 0 and torch.equal(rows, first)

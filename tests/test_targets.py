@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_small_store
+from ranks import Counting
 
 from f2llm.arrow import read_arrow, write_arrow
 from f2llm.backbone import train_tokenizer
@@ -18,16 +19,6 @@ from f2llm.step import embed_without_gradient, prepare
 from f2llm.targets import Cached, check_teacher, live, most_rows, teacher_embeddings
 from f2llm.text import prompted
 from f2llm.tuples import TupleStore
-
-
-class Counting(Embedder):
-    """A real embedder that counts the texts it embeds."""
-
-    num_texts = 0
-
-    def embed_pack(self, part, *arguments, **options):
-        self.num_texts += len(part.rows)
-        return super().embed_pack(part, *arguments, **options)
 
 
 @pytest.fixture

@@ -89,3 +89,19 @@ def test_outside_of_a_repository_an_experiment_is_the_same_error(config, tmp_pat
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match=r"experiment:large', but its models/stage2 cannot be had: .+; remedy"):
         bring_teacher(replace(config, teacher="experiment:large"), tmp_path / "teacher")
+
+
+@pytest.mark.pipeline
+def test_the_stage_2_model_of_another_revision_arrives_whole_also_over_an_earlier_teacher(config, embedder, repository):
+    embedder.save(repository / "models" / "stage2")
+    own = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    dvc, git = [sys.executable, "-m", "dvc"], ["git", "-c", "commit.gpgsign=false"]
+    for command in ([*dvc, "add", "-q", "models/stage2"], [*git, "add", "."], [*git, "commit", "-qm", "model"]):
+        subprocess.run(command, check=True, env=own)
+    subprocess.run([*git, "branch", "large"], check=True)
+    subprocess.run([*git, "rm", "-q", "models/stage2.dvc"], check=True)
+    for _ in range(2):
+        bring_teacher(replace(config, teacher="experiment:large"), repository / "models" / "teacher")
+    brought = Embedder.load(repository / "models" / "teacher").model.state_dict()
+    assert all(torch.equal(weight, brought[name]) for name, weight in embedder.model.state_dict().items())
+    assert not [path for path in (repository / "models" / "teacher").iterdir() if path.name in ("got", "stage2")]
