@@ -63,12 +63,7 @@ def run_missing(jobs: int, only: str = "") -> None:
     """
     with alone_in(Path("scratch/ablate"), "ablation"):
         wanted = [experiment for experiment in experiments() if only in experiment.name]
-        running, workers = queue_status(_dvc("queue", "status"))
-        if running and not workers:
-            _dvc("queue", "kill", "--force", *sorted(set(running)), check=False)  # marks as failed what is dead
-            running = []
-        _dvc("queue", "remove", "--queued", "--failed", check=False)
-        done = finished()
+        running, done = clear_leftovers({experiment.name for experiment in wanted}), finished()
         missing = [experiment for experiment in wanted if experiment.name not in (*done, *running)]
         print(
             f"{len(wanted)} experiments: {sum(one.name in done for one in wanted)} finished before, "
@@ -90,6 +85,21 @@ def run_missing(jobs: int, only: str = "") -> None:
         )
 
 
+def clear_leftovers(names: set[str]) -> set[str]:
+    """Take out of DVC's queue what an interrupted call has left of these experiments; those that still run.
+
+    Without a worker, what is marked as running is dead. Other experiments in the queue stay as they are.
+    """
+    tasks, workers = queue_status(_dvc("queue", "status"))
+    ours = [(task, name, state) for task, name, state in tasks if name in names]
+    running = {name for _, name, state in ours if state == "Running"} if workers else set()
+    if dead := [task for task, _, state in ours if state == "Running" and not workers]:
+        _dvc("queue", "kill", "--force", *dead, check=False)  # marks them as failed
+    if left := dead + [task for task, _, state in ours if state in ("Queued", "Failed")]:
+        _dvc("queue", "remove", *left, check=False)
+    return running
+
+
 def wait_for_workers(names: list[str], seconds: float = 20) -> None:
     """Until all are finished or no worker is left; says what has been finished."""
     shown = {name for name in names if name in finished()}
@@ -103,11 +113,12 @@ def wait_for_workers(names: list[str], seconds: float = 20) -> None:
             return
 
 
-def queue_status(text: str) -> tuple[list[str], int]:
-    """(names of experiments that are marked as running, number of workers at work) of `dvc queue status`."""
+def queue_status(text: str) -> tuple[list[tuple[str, str, str]], int]:
+    """([(task, experiment, state)], number of workers at work) of `dvc queue status`."""
     rows = [line.split() for line in text.splitlines()]
     workers = re.search(r"Worker status: (\d+) active", text)
-    return [row[1] for row in rows if len(row) > 2 and row[-1] == "Running"], int(workers[1]) if workers else 0
+    tasks = [(row[0], row[1], row[-1]) for row in rows if len(row) > 3 and re.fullmatch("[0-9a-f]{7,}", row[0])]
+    return tasks, int(workers[1]) if workers else 0
 
 
 def finished() -> dict[str, str]:

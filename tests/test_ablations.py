@@ -155,7 +155,9 @@ def test_what_died_is_queued_again_and_what_still_runs_is_not(repository, monkey
     monkeypatch.setattr(ablations, "wait_for_workers", lambda names: None)
     with pytest.raises(RuntimeError, match="did not finish: ablate-g-one-0"):
         ablations.run_missing(jobs=1)
-    assert (("queue", "kill", "--force", "ablate-g-one-0") in asked) == (workers == 0)
+    assert (("queue", "kill", "--force", "ee14175") in asked) == (workers == 0)
+    assert (("queue", "remove", "ee14175") in asked) == (workers == 0)
+    assert not any("e3fcaaf" in words for words in asked), "an experiment of somebody else stays in the queue"
     assert any("--queue" in words for words in asked) == (workers == 0)
     assert (("queue", "start", "--jobs", "1") in asked) == (workers == 0)
 
