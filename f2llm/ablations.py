@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,13 +147,17 @@ def _git(*words: str) -> str:
 
 
 def _dvc(*words: str, check: bool = True) -> str:
+    """What it prints; errors only if it fails. Into files: queue workers hold a pipe open as long as they live."""
     own = {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", *words]
-    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
-    if check and done.returncode:
-        reason = done.stderr.strip() or f"exit code {done.returncode}"
-        raise RuntimeError(f"dvc {' '.join(words[:3])}: {reason}; remedy: dvc queue status")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(command, env={**os.environ, **own}, stdout=printed, stderr=errors)
+        printed.seek(0)
+        errors.seek(0)
+        if check and done.returncode:
+            reason = errors.read().strip() or f"exit code {done.returncode}"
+            raise RuntimeError(f"dvc {' '.join(words[:3])}: {reason}; remedy: dvc queue status")
+        return printed.read()
 
 
 # Comparing --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 
 import numpy as np
 import pandas as pd
@@ -160,6 +161,18 @@ def test_what_died_is_queued_again_and_what_still_runs_is_not(repository, monkey
     assert not any("e3fcaaf" in words for words in asked), "an experiment of somebody else stays in the queue"
     assert any("--queue" in words for words in asked) == (workers == 0)
     assert (("queue", "start", "--jobs", "1") in asked) == (workers == 0)
+
+
+def test_a_dvc_that_leaves_workers_behind_is_not_waited_for(tmp_path, monkeypatch):
+    """Workers outlive `dvc queue start` and keep its output open."""
+    worker = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    (tmp_path / "dvc.py").write_text(f"{worker}print('started')\nsys.exit(sys.argv[1] == 'fail' and 'it is broken')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start = time.monotonic()
+    assert ablations._dvc("start") == "started\n"
+    with pytest.raises(RuntimeError, match="dvc fail: it is broken; remedy"):
+        ablations._dvc("fail")
+    assert time.monotonic() - start < 50, "waited for the worker"
 
 
 def test_waiting_ends_when_all_is_done_or_no_worker_is_left(repository, monkeypatch, capsys):
