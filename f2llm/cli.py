@@ -37,17 +37,20 @@ def sizes(
         print("\n".join(",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
         return
     here, registry = needs.machine_here(chosen), load_registry(root() / "data" / "sources.yaml")
-    headings = "recipe size hidden layers MLP heads KV dim parameters body rate epochs batch teacher GPU disk hours"
+    headings = (
+        "recipe size hidden layers MLP heads KV dim parameters body rate epochs batch teacher GPU least disk hours"
+    )
     table = [[*headings.split(), ""]]
     for config, row in zip(configs, rows, strict=True):
         gpus = needs.gpus_or_reference(here, config)
         wanted, here_too = needs.needs(config, registry, gpus), needs.fits(config, registry, here)
+        least = needs.needs(needs.frugal(config), registry, gpus)
         hours = f"{wanted.hours:,.0f}" if wanted.hours else "unknown"
         remarks = [] if here_too else ["not here"]
         remarks += ["<- model.size"] if (config.name, config.recipe) == (chosen.name, chosen.recipe) else []
         shape, training = list(row.values())[:8], list(row.values())[9:]
         parameters = [f"{number / 1e6:,.1f}M" for number in needs.own_parameters(config)]
-        estimates = [f"{wanted.gpu_gib:,.0f}", f"{wanted.disk_gib:,.0f}", hours]
+        estimates = [f"{number:,.0f}" for number in (wanted.gpu_gib, least.gpu_gib, wanted.disk_gib)] + [hours]
         table.append([*shape, *parameters, *training, *estimates, " ".join(remarks)])
     widths = [max(len(str(cell)) for cell in column) for column in zip(*table)]
     for line in table:
@@ -55,7 +58,8 @@ def sizes(
     print(
         "body: without embeddings. GPU, disk: GiB, and hours of one "
         f"{gpus[0].name}{'' if here.gpus else ' (no GPU is here)'}, by estimate, with machine of params.yaml and "
-        "without override; a pruned size counts the training of what it is cut from, too.\n"
+        "without override; least: of a GPU's memory, by machine.recompute: full and machine.activation_tokens as "
+        "machine.token_budget; a pruned size counts the training of what it is cut from, too.\n"
         f"This machine: {needs.shown(here)}; not here: cannot be trained on it."
     )
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 import torch
@@ -203,6 +203,12 @@ def fits(config: Config, registry: list[Source], here: Here) -> bool:
     return wanted.gpu_gib <= min(gpu.gib for gpu in here.gpus) and wanted.disk_gib <= here.disk_gib
 
 
+def frugal(config: Config) -> Config:
+    """The same with the least memory that settings of `machine` give on as many GPUs: slower, not another method."""
+    least = {"recompute": "full", "activation_tokens": config.machine.token_budget}
+    return replace(config, machine=replace(config.machine, **least))
+
+
 def require_fits(config: Config) -> None:
     """Raise a RuntimeError for a size that this machine cannot train, unless machine.check_needs is false."""
     if not config.machine.check_needs or is_small(config):
@@ -211,7 +217,7 @@ def require_fits(config: Config) -> None:
     if fits(config, registry, here):
         return
     gpus = gpus_or_reference(here, config)
-    wanted = needs(config, registry, gpus)
+    wanted, least = needs(config, registry, gpus), needs(frugal(config), registry, gpus)
     others = sizes_of(read_yaml(root() / "params.yaml"), config.recipe)
     largest = max((other for other in others if fits(other, registry, here)), key=own_parameters)
     hours = f"{wanted.hours:,.0f} hours of one {gpus[0].name}" if wanted.hours else "hours that local files decide"
@@ -219,8 +225,9 @@ def require_fits(config: Config) -> None:
         f"this machine cannot train size {config.name}, nothing was run. By estimate it needs {wanted.gpu_gib:,.0f} "
         f"GiB of GPU memory, {wanted.disk_gib:,.0f} GiB of disk and {hours}; here: {shown(here)}. "
         f"The largest size of recipe {config.recipe} that fits here is {largest.name}. remedy: that size; "
-        "or a larger machine; or less memory by machine.activation_tokens, machine.recompute: full, or machine.shard "
-        "with machine.processes over several GPUs; or machine.check_needs: false, to try it nevertheless"
+        f"or a larger machine; or less memory: {least.gpu_gib:,.0f} GiB by machine.recompute: full and "
+        f"machine.activation_tokens: {config.machine.token_budget}, still less by machine.shard with "
+        "machine.processes over several GPUs; or machine.check_needs: false, to try it nevertheless"
     )
 
 

@@ -245,9 +245,18 @@ def test_a_size_that_does_not_fit_is_one_message_with_all_that_helps(here, regis
         "fits here is nano",
         "machine.check_needs: false",
         "a larger machine",
+        f"{needs.needs(needs.frugal(config), registry, [needs.REFERENCE]).gpu_gib:,.0f} GiB by machine.recompute: full",
     ):
         assert part in message
     assert "\n" not in message
+
+
+def test_what_needs_less_memory_is_no_other_method(of_recipe, registry):
+    for config in of_recipe["v2"].values():
+        less = needs.frugal(config)
+        assert replace(less, machine=config.machine) == config
+        wanted, least = needs.needs(config, registry, H100), needs.needs(less, registry, H100)
+        assert least.gpu_gib < wanted.gpu_gib and least.hours >= wanted.hours and least.disk_gib == wanted.disk_gib
 
 
 def test_nano_is_let_through_without_a_look_and_so_is_all_where_the_check_is_off(here, params):
