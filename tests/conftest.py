@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from f2llm.arrow import write_arrow
+from f2llm.arrow import read_arrow, write_arrow
 from f2llm.assembly import assemble
 from f2llm.backbone import new_model, train_tokenizer
 from f2llm.checkpoint import sha256
@@ -117,6 +117,15 @@ def write_small_store(folder: Path) -> None:
         sources[name] = entry | {"negatives": "mine" if entry["task"] == "retrieval" else "labels"}
     hashes = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.arrow"))}
     (folder / "manifest.json").write_text(json.dumps({"sources": sources, "sha256": hashes}))
+
+
+def write_small_data(folder: Path) -> None:
+    """The small store and mined negatives of its retrieval sources, as a working folder's `data` has them."""
+    write_small_store(folder / "assembled")
+    (folder / "mined").mkdir()
+    for name in ("pairs", "code"):
+        table = read_arrow(folder / "assembled" / "tuples" / f"{name}.arrow")
+        write_arrow(table.select(["negatives"]), folder / "mined" / f"{name}.arrow")
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, write_small_store
+from conftest import ROOT, write_small_data
 from safetensors.torch import load_file
 from test_notebooks import closure
 from trainings import NO_MOUNT
 
 from f2llm import checkpoint, train
-from f2llm.arrow import read_arrow, write_arrow
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import Shape
 from f2llm.model import Embedder
@@ -47,11 +46,7 @@ def kit(config, tiny_training):
 def template(kit, _session_model, tokenizer, tmp_path_factory):
     """A working folder with data, models to start from, and the configuration."""
     folder = tmp_path_factory.mktemp("template")
-    assembled, mined = folder / "data" / "assembled", folder / "data" / "mined"
-    write_small_store(assembled)
-    mined.mkdir()
-    for name in ("pairs", "code"):
-        write_arrow(read_arrow(assembled / "tuples" / f"{name}.arrow").select(["negatives"]), mined / f"{name}.arrow")
+    write_small_data(folder / "data")
     for model in ("stage1", "pruned/one", "pruned/two"):
         Embedder(_session_model, tokenizer, max_tokens=24).save(folder / "models" / model)
     configure(folder, kit)

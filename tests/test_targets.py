@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import write_small_store
+from conftest import write_small_data, write_small_store
 from ranks import Counting
 
 from f2llm.arrow import read_arrow, write_arrow
@@ -200,11 +200,7 @@ def test_a_file_in_the_way_of_the_cache_is_one_clear_error(teacher, works, folde
 def place(teacher, tmp_path, monkeypatch):
     """A working folder with data and the teacher's; the function gives the cache for a plan."""
     monkeypatch.chdir(tmp_path)
-    write_small_store(tmp_path / "data" / "assembled")
-    (tmp_path / "data" / "mined").mkdir()
-    for name in ("pairs", "code"):
-        table = read_arrow(tmp_path / "data" / "assembled" / "tuples" / f"{name}.arrow")
-        write_arrow(table.select(["negatives"]), tmp_path / "data" / "mined" / f"{name}.arrow")
+    write_small_data(tmp_path / "data")
     teacher.save(tmp_path / "teacher")
 
     def cache(training, machine, seed=0, path="teacher"):

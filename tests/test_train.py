@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_SOURCES, write_small_store
+from conftest import SMALL_SOURCES, write_small_data
 
-from f2llm.arrow import read_arrow, write_arrow
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives, Shape
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
@@ -258,11 +257,7 @@ def test_stages_read_and_write_fixed_places(config):
 def stages(embedder, config, tiny_training, tmp_path, monkeypatch):
     """A working folder with data and models, and a configuration of three steps a stage."""
     monkeypatch.chdir(tmp_path)
-    write_small_store(tmp_path / "data" / "assembled")
-    (tmp_path / "data" / "mined").mkdir()
-    for name in ("pairs", "code"):
-        table = read_arrow(tmp_path / "data" / "assembled" / "tuples" / f"{name}.arrow")
-        write_arrow(table.select(["negatives"]), tmp_path / "data" / "mined" / f"{name}.arrow")
+    write_small_data(tmp_path / "data")
     for folder in ("models/backbone", "models/pruned/small", "models/pruned/other", "models/teacher"):
         embedder.save(tmp_path / folder)
     plan = replace(tiny_training, max_steps=3)
