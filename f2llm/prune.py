@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Qwen3Model
+from transformers.initialization import no_init_weights
 
 from .config import Prune, Shape
 from .model import Embedder
@@ -203,7 +204,8 @@ def _config(model: Qwen3Model, layers: list[int], hidden_dim: int, mlp_dim: int)
 def _cut(model: Qwen3Model, layers: list[int], hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
     """A model whose weights are the kept layers, rows and columns."""
     config = _config(model, layers, len(hidden_keep), len(mlp_keep[0]))
-    pruned = type(model)(config).to(model.dtype).to(model.device)
+    with no_init_weights():  # all of them are overwritten
+        pruned = type(model)(config).to(model.dtype).to(model.device)
     hidden_keep, mlp_keep = hidden_keep.to(model.device), [keep.to(model.device) for keep in mlp_keep]
     source, kept = model.state_dict(), {}
     for name in pruned.state_dict():

@@ -123,10 +123,10 @@ def plot_losses(axes, logs: dict[str, pd.DataFrame]) -> None:
 
 
 def plot_dims(axes, dims: pd.DataFrame) -> None:
-    """Mean score against matryoshka dim, one line per kind of task. dims: dim, type, score."""
+    """Mean score against matryoshka dim, one line per kind of task. dims: dim, task, type, score."""
     for kind, rows in dims.groupby("type", sort=False):
-        rows = rows.sort_values("dim")
-        axes.plot(rows["dim"], 100 * rows["score"], marker="o", label=kind)
+        means = rows.groupby("dim")["score"].mean()
+        axes.plot(means.index, 100 * means, marker="o", label=kind)
     axes.set(xlabel="dimensions kept", ylabel="score x 100")
     _log_axis(axes, dims["dim"].unique())
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -12,6 +12,7 @@ from f2llm.report import (
     ablations_markdown,
     label,
     markdown,
+    plot_dims,
     plot_sizes,
     read_scores,
     readme_with_results,
@@ -120,6 +121,15 @@ def test_the_table_of_students_has_shares_of_the_teachers_mean_and_gain():
     assert (row["pruned"], row["distilled"], row["teacher"]) == pytest.approx((20, 40, 50))
     assert row["share of teacher's mean"] == pytest.approx(0.8)
     assert (row["share of gain, pruned"], row["share of gain, distilled"]) == pytest.approx((0.25, 0.75))
+
+
+def test_a_type_is_drawn_as_the_mean_of_its_tasks_at_every_dim():
+    rows = [("A", "a", 16, 0.4), ("A", "a", 8, 0.2), ("A", "b", 8, 0.4), ("A", "b", 16, 0.8), ("B", "c", 8, 0.1)]
+    figure, axes = plt.subplots()
+    plot_dims(axes, pd.DataFrame(rows, columns=["type", "task", "dim", "score"]))
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    assert lines["A"] == ([8, 16], pytest.approx([30, 60])) and lines["B"] == ([8], pytest.approx([10]))
+    plt.close(figure)
 
 
 def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
