@@ -187,19 +187,22 @@ def plan(
 def ablate(
     jobs: Annotated[int, typer.Option(help="experiments at a time; one per GPU box, one per two CPU cores")] = 1,
     only: Annotated[str, typer.Option(help="a part of the experiments' names")] = "",
-    collect: Annotated[bool, typer.Option(help="run nothing, only write results/ablations.csv")] = False,
+    collect: Annotated[bool, typer.Option(help="run nothing, only add what this clone has run")] = False,
 ) -> None:
-    """Run what is missing of ablations.yaml from DVC's queue, then write results/ablations.csv; killed, it goes on."""
+    """Run what is missing of ablations.yaml from DVC's queue, into results/ablations.csv; killed, it goes on."""
+    import pandas as pd
+
     from . import ablations
 
+    path = root() / "results" / "ablations.csv"
     try:
         if not collect:
             ablations.run_missing(jobs, only)
     finally:
-        if len(found := ablations.collect()):  # or a fresh clone would lose the committed results
-            found.to_csv(root() / "results" / "ablations.csv", index=False)
+        found = ablations.collect(pd.read_csv(path))
+        found.to_csv(path, index=False)
         arms = len(found.drop_duplicates(["group", "arm", "seed"]))
-        print(f"results/ablations.csv has {arms} of {len(ablations.experiments())} experiments of this clone")
+        print(f"{path.relative_to(root())} has {arms} of {len(ablations.experiments())} experiments of the plan")
 
 
 @app.command()
@@ -217,14 +220,14 @@ def readme() -> None:
     """Put the tables of results into README.md, and the registry's into data/README.md, between their marks."""
     import pandas as pd
 
-    from .ablations import compare
+    from .ablations import compare, experiments, first_arms
     from .registry import MARKS, load_registry, registry_markdown
     from .report import ABLATION_MARKS, ablations_markdown, put_between, readme_with_results
 
     path, of_data = root() / "README.md", root() / "data" / "README.md"
     text = readme_with_results(path.read_text(encoding="utf-8"), root())
     ablated = pd.read_csv(root() / "results" / "ablations.csv")
-    compared = compare(ablated[ablated["group"] != "family"])
+    compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments()))
     path.write_text(put_between(text, ABLATION_MARKS, ablations_markdown(compared)), encoding="utf-8")
     tables = registry_markdown(load_registry(root() / "data" / "sources.yaml"))
     of_data.write_text(put_between(of_data.read_text(encoding="utf-8"), MARKS, tables), encoding="utf-8")

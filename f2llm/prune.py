@@ -165,7 +165,9 @@ def prune_to(model: Embedder, shape: Shape, scores: Importance, plan: Prune, see
     else:
         pruned = _cut(model.model, layers, hidden_keep, mlp_keep)
         _rescale(pruned, layers, hidden_keep, scores, plan.rescale)
-    return Embedder(pruned.eval(), model.tokenizer, model.max_tokens, model.token_budget)
+    student = Embedder(pruned.eval(), model.tokenizer, model.max_tokens, model.token_budget)
+    student.half = model.half
+    return student
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ LABELS = {
 
 
 def label(model: str) -> str:
-    """A model's name for readers: 'pico-pruned' -> 'pico, pruned'."""
-    return LABELS.get(model, model.replace("-", ", "))
+    """A model's name for readers: 'pico-pruned' -> 'pico, pruned', 'stage2@8' -> 'stage 2 at 8 dimensions'."""
+    name, _, dim = model.partition("@")
+    return LABELS.get(name, name.replace("-", ", ")) + (f" at {dim} dimensions" if dim else "")
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
@@ -80,20 +81,26 @@ def readme_with_results(readme: str, folder: Path) -> str:
 
 
 def ablations_markdown(compared: pd.DataFrame) -> str:
-    """One row per group and arm, one column per model, of `ablations.compare`'s table: difference (low to high).
+    """Of `ablations.compare`'s table, for each set of models one with a row per arm: difference (low to high).
 
     Bold: outside the noise. Differences of mean scores, times 100.
     """
     rows = compared.dropna(subset="difference")
-    models = list(dict.fromkeys(rows["model"]))
-    names = [label(model).removesuffix(", distilled") for model in models]
-    lines = ["| changed | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 2) + "|"]
-    for (_, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
-        cells = {row.model: f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})" for row in of_arm.itertuples()}
-        clear = set(of_arm.loc[of_arm["verdict"].isin(["lower", "higher"]), "model"])
-        shown = [f"**{cells[model]}**" if model in clear else cells.get(model, "") for model in models]
-        lines.append(f"| {arm} | {of_arm['seeds'].min()} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    models_of = {group: tuple(dict.fromkeys(part["model"])) for group, part in rows.groupby("group", sort=False)}
+    tables = []
+    for models in dict.fromkeys(models_of.values()):
+        names = [label(model).removesuffix(", distilled") for model in models]
+        lines = ["| group | changed | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 3) + "|"]
+        shown = rows[rows["group"].map(models_of) == models]
+        for (group, arm), of_arm in shown.groupby(["group", "arm"], sort=False):
+            cells = {
+                row.model: f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})" for row in of_arm.itertuples()
+            }
+            clear = set(of_arm.loc[of_arm["verdict"].isin(["lower", "higher"]), "model"])
+            values = [f"**{cells[model]}**" if model in clear else cells.get(model, "") for model in models]
+            lines.append(f"| {group} | {arm} | {of_arm['seeds'].min()} | " + " | ".join(values) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def put_between(text: str, marks: tuple[str, str], content: str) -> str:
@@ -171,6 +178,7 @@ def table_of_students(scores: pd.DataFrame, parameters: pd.DataFrame) -> pd.Data
     """
     mean, size = scores.groupby("model")["score"].mean(), parameters.set_index("model")["without_embeddings"]
     names = [name.removesuffix("-distilled") for name in scores["model"].unique() if name.endswith("-distilled")]
+    names = [name for name in names if f"{name}-pruned" in mean]
     gain = mean["stage2"] - mean["untrained"]
     rows = {
         name: {

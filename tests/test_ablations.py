@@ -1,8 +1,10 @@
 """Ablations: names, settings that resolve, intervals against scipy, and results out of DVC's references."""
 
 import re
+import shutil
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,26 +13,37 @@ from conftest import ROOT
 from scipy.stats import ttest_1samp
 
 from f2llm import ablations
-from f2llm.ablations import collect, compare, difference, experiments, finished
+from f2llm.ablations import COLUMNS, base_of, collect, compare, difference, experiments, finished, first_arms
 from f2llm.config import overrides_of, resolve
 
 
 def test_every_arm_resolves_and_changes_something(params):
-    found = experiments(ROOT / "ablations.yaml")
-    assert len({one.name for one in found}) == len(found) > 30, "vacuous: few experiments"
+    planned = experiments(ROOT / "ablations.yaml")
+    assert len(planned) > 30, "vacuous: few experiments"
     resolved = {}
-    for one in found:
-        resolved[one.group, one.arm] = resolve(params, "nano", overrides_of(list(one.settings)))
-    first = {}
+    for one in planned:
+        plain = dict(setting.split("=") for setting in one.settings if "." not in setting.partition("=")[0])
+        overrides = [setting for setting in one.settings if "." in setting.partition("=")[0]]
+        resolved[one.group, one.arm] = resolve(params | plain, "nano", overrides_of(overrides))
+    first = first_arms(planned)
     for (group, arm), config in resolved.items():
-        base = first.setdefault(group, config)
-        assert arm == "default" or config != base, f"{arm} changes nothing"
-    assert {one.seed for one in found} >= {0, 1, 2}
+        assert arm == first[group] or config != resolved[group, first[group]], f"{arm} changes nothing"
+        measured = {int(model.partition("@")[2]) for model in planned_models(planned, group) if "@" in model}
+        assert measured <= set(config.evaluate.dims), f"{group}: nobody scores these dimensions"
+    assert {one.seed for one in planned} >= {0, 1, 2}
 
 
-def test_a_name_is_one_that_git_and_dvc_take():
-    for one in experiments(ROOT / "ablations.yaml"):
-        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", one.name)
+def planned_models(planned, group):
+    return next(one.models for one in planned if one.group == group)
+
+
+def test_a_name_is_one_that_git_and_dvc_take_and_tells_code_and_settings_apart():
+    planned = experiments(ROOT / "ablations.yaml")
+    names = [one.name("base") for one in planned]
+    assert len(set(names)) == len(planned)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+    one, other = planned[0], replace(planned[0], settings=("stage1.epochs=0",))
+    assert len({one.name("base"), one.name("another"), other.name("base")}) == 3
 
 
 @pytest.mark.parametrize(
@@ -46,6 +59,14 @@ def test_a_wrong_plan_is_named(tmp_path, text, message):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         experiments(tmp_path / "plan.yaml")
+
+
+def test_what_an_arm_sets_takes_the_place_of_its_groups(tmp_path):
+    plan = "seeds: [0, 1]\ngroups: {g: {models: [m, m@8], settings: [a.b=1, c.d=2], arms: {one: [], two: [a.b=3]}}}"
+    (tmp_path / "plan.yaml").write_text(plan)
+    one, _, two, _ = experiments(tmp_path / "plan.yaml")
+    assert one.settings == ("a.b=1", "c.d=2", "evaluate.only=[m]")
+    assert two.settings == ("a.b=3", "c.d=2", "evaluate.only=[m]"), "Hydra takes a key once"
 
 
 # Differences ------------------------------------------------------------------------------------
@@ -68,7 +89,7 @@ def test_what_holds_zero_is_within_noise_and_what_does_not_has_a_direction():
 
 def scores_of(**arms) -> pd.DataFrame:
     rows = [
-        {"group": "g", "arm": arm, "seed": seed, "model": "m", "score": score}
+        {"group": "g", "arm": arm, "seed": seed, "model": "m", "score": score, "base": "b"}
         for arm, scores in arms.items()
         for seed, score in enumerate(scores)
     ]
@@ -77,7 +98,8 @@ def scores_of(**arms) -> pd.DataFrame:
 
 def test_arms_are_compared_seed_by_seed():
     """Seeds differ by ten points, the arm by one in each: paired, that is no noise."""
-    table = compare(scores_of(default=(0.2, 0.3, 0.4), worse=(0.19, 0.2901, 0.3899))).set_index("arm")
+    scores = scores_of(default=(0.2, 0.3, 0.4), worse=(0.19, 0.2901, 0.3899))
+    table = compare(scores, {"g": "default"}).set_index("arm")
     assert table.loc["worse", "difference"] == pytest.approx(-1, abs=0.01)
     assert table.loc["worse", "verdict"] == "lower"
     assert table.loc["default", "mean"] == pytest.approx(30) and table.loc["default", "sd"] == pytest.approx(10)
@@ -85,8 +107,24 @@ def test_arms_are_compared_seed_by_seed():
 
 
 def test_seeds_that_one_arm_lacks_are_left_out_of_the_difference():
-    table = compare(scores_of(default=(0.2, 0.3, 0.9), short=(0.21, 0.31))).set_index("arm")
+    scores = scores_of(default=(0.2, 0.3, 0.9), short=(0.21, 0.31))
+    table = compare(scores, {"g": "default"}).set_index("arm")
     assert table.loc["short", "difference"] == pytest.approx(1) and table.loc["short", "seeds"] == 2
+
+
+def test_without_the_first_arm_nothing_is_compared():
+    table = compare(scores_of(one=(0.2, 0.3), two=(0.5, 0.6)), {"g": "default"}).set_index("arm")
+    assert table["verdict"].tolist() == ["too few seeds"] * 2 and table["difference"].isna().all()
+    assert table.loc["two", "mean"] == pytest.approx(55)
+
+
+def test_scores_of_other_code_or_parameters_are_not_paired():
+    scores = scores_of(default=(0.2, 0.3, 0.4), arm=(0.3, 0.4, 0.9))
+    scores.loc[(scores["arm"] == "arm") & (scores["seed"] == 2), "base"] = "older"
+    table = compare(scores, {"g": "default"}).set_index("arm")
+    assert table.loc["arm", "difference"] == pytest.approx(10), "of seeds 0 and 1"
+    scores["base"] = np.where(scores["arm"] == "arm", "older", "b")
+    assert compare(scores, {"g": "default"}).set_index("arm").loc["arm", "verdict"] == "too few seeds"
 
 
 # Results in git ---------------------------------------------------------------------------------
@@ -97,51 +135,130 @@ def git(folder, *words: str) -> str:
     return subprocess.run(["git", *own, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
+PLAN = "seeds: [0, 1]\ngroups: {g: {models: [m, m@8], settings: [], arms: {one: [], two: [recipe=v1, a.b=1]}}}"
+EMPTY = pd.DataFrame(columns=COLUMNS)
+NAMES = {}  # (arm, seed) -> name, of the plan above
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository with two experiments as DVC leaves them, one of them of the plan."""
-    (tmp_path / "ablations.yaml").write_text("seeds: [0, 1]\ngroups: {g: {models: [m], settings: [], arms: {one: []}}}")
+    (tmp_path / "ablations.yaml").write_text(PLAN)
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.setattr(ablations, "base_of", lambda: "base")
+    monkeypatch.chdir(tmp_path)
+    NAMES.update({(one.arm, one.seed): one.name("base") for one in experiments()})
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "base")
     base = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "scores.csv").write_text("model,task,type,score\nm,a,A,0.2\nm,b,A,0.4\nother,a,A,0.9\n")
+    (tmp_path / "results" / "dims.csv").write_text(
+        "model,dim,task,type,score\nm,8,a,A,0.1\nm,8,b,A,0.2\nm,16,a,A,0.9\n"
+    )
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "experiment")
-    for name in ("ablate-g-one-1", "unrelated"):
+    for name in (NAMES["one", 1], "unrelated"):
         git(tmp_path, "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/{name}", "HEAD")
     git(tmp_path, "update-ref", "refs/exps/stash", "HEAD")
     git(tmp_path, "reset", "-q", "--hard", base)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_scores_come_from_the_experiments_of_the_plan_that_have_run(repository):
-    assert set(finished()) == {"ablate-g-one-1", "unrelated"}
-    (row,) = collect().to_dict("records")
-    base = git(repository, "rev-parse", "--short", "HEAD")
-    assert row == {"group": "g", "arm": "one", "seed": 1, "model": "m", "score": pytest.approx(0.3), "commit": base}
+    assert set(finished()) == {NAMES["one", 1], "unrelated"}
+    whole, short = collect(EMPTY).to_dict("records")
+    facts = {"group": "g", "arm": "one", "seed": 1, "base": "base"}
+    facts |= {"commit": git(repository, "rev-parse", "--short", "HEAD")}
+    assert whole == facts | {"model": "m", "score": pytest.approx(0.3)}
+    assert short == facts | {"model": "m@8", "score": pytest.approx(0.15)}
 
 
-def test_only_what_is_missing_is_queued(repository, monkeypatch, capsys):
+def test_what_others_have_run_stays_in_the_table_as_long_as_the_plan_names_it(repository):
+    facts = {"group": "g", "score": 0.7, "base": "older", "commit": "c"}
+    keys = [("two", 0, "m"), ("one", 1, "m"), ("one", 0, "m"), ("gone", 0, "m"), ("one", 0, "other")]
+    earlier = pd.DataFrame([facts | dict(zip(("arm", "seed", "model"), key)) for key in keys])[COLUMNS]
+    found = collect(earlier)
+    kept = list(found[["arm", "seed", "model", "base"]].itertuples(index=False, name=None))
+    assert kept == [
+        ("one", 0, "m", "older"),
+        ("one", 1, "m", "base"),
+        ("one", 1, "m@8", "base"),
+        ("two", 0, "m", "older"),
+    ], "in the plan's order; what was run here replaces what was there"
+    assert collect(found).equals(found)
+
+
+def test_a_changed_params_file_is_refused(repository):
+    (repository / "params.yaml").write_text("seed: 0\nrecipe: v1\n")
+    with pytest.raises(ValueError, match=r"differs from the last commit, .*remedy: git checkout"):
+        ablations.run_missing(jobs=1)
+
+
+def queue_of(monkeypatch) -> list[tuple]:
+    """What DVC is asked for."""
     asked = []
     monkeypatch.setattr(ablations, "wait_for_workers", lambda names: None)
     monkeypatch.setattr(ablations, "_dvc", lambda *words, **_: asked.append(words) or "")
-    with pytest.raises(RuntimeError, match="1 of 2 experiments did not finish: ablate-g-one-0"):
+    return asked
+
+
+def test_only_what_is_missing_is_queued(repository, monkeypatch, capsys):
+    asked = queue_of(monkeypatch)
+    with pytest.raises(RuntimeError, match=f"3 of 4 experiments did not finish: {NAMES['one', 0]}"):
         ablations.run_missing(jobs=1)
-    queued = [words for words in asked if "--queue" in words]
-    assert len(queued) == 1 and "ablate-g-one-0" in queued[0] and "seed=0" in queued[0]
-    assert "2 experiments: 1 finished before, 0 running, 1 to queue" in capsys.readouterr().out
+    queued = {words[4]: words[5:] for words in asked if "--queue" in words}
+    assert set(queued) == set(NAMES.values()) - {NAMES["one", 1]}
+    assert queued[NAMES["two", 1]] == (
+        *("-S", "seed=1", "-S", "+override.evaluate.only=[m]", "-S", "recipe=v1", "-S", "+override.a.b=1"),
+        "evaluate",
+    )
+    assert "4 experiments: 1 finished before, 0 running, 3 to queue" in capsys.readouterr().out
+
+
+def test_what_an_arm_is_compared_with_runs_too(repository, monkeypatch):
+    asked = queue_of(monkeypatch)
+    with pytest.raises(RuntimeError, match="2 of 3 experiments did not finish"):
+        ablations.run_missing(jobs=1, only="two-1")
+    assert {words[4] for words in asked if "--queue" in words} == {NAMES["one", 0], NAMES["two", 1]}
+
+
+def test_the_base_is_that_of_code_and_parameters_but_not_of_machine_seed_or_report(tmp_path, monkeypatch):
+    for name in ("dvc.yaml", "params.yaml", "f2llm", "notebooks", "data"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    params, seen = (tmp_path / "params.yaml").read_text(), [base_of()]
+    for old, new in (("seed: 0", "seed: 1"), ("token_budget: 1024", "token_budget: 512")):
+        assert params.count(old) == 1
+        (tmp_path / "params.yaml").write_text(params.replace(old, new))
+        assert base_of() == seen[0], new
+    for name in ("f2llm/report.py", "f2llm/config.py", "notebooks/09_report.ipynb"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        assert base_of() == seen[0], name
+    (tmp_path / "params.yaml").write_text(params.replace("max_steps: 130", "max_steps: 131"))
+    seen.append(base_of())
+    with (tmp_path / "f2llm" / "step.py").open("a") as file:
+        file.write("# other code\n")
+    seen.append(base_of())
+    path = tmp_path / "notebooks" / "06_prune.ipynb"
+    path.write_text(path.read_text().replace("plan = config.prune", "plan  = config.prune"))
+    seen.append(base_of())
+    assert len(set(seen)) == 4
 
 
 STATUS = """Task     Name               Created    Status
-ee14175  ablate-g-one-0     12:51 PM   Running
+ee14175  {one}     12:51 PM   Running
 e3fcaaf  unrelated          12:51 PM   Queued
-9822e30  ablate-g-one-1     12:50 PM   Success
+9822e30  {other}     12:50 PM   Success
 
-Worker status: {} active, 0 idle
+Worker status: {workers} active, 0 idle
 """
+
+
+def status_with(workers: int) -> str:
+    return STATUS.format(one=NAMES["one", 0], other=NAMES["one", 1], workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -150,12 +267,12 @@ def test_what_died_is_queued_again_and_what_still_runs_is_not(repository, monkey
 
     def dvc(*words, **_):
         asked.append(words)
-        return STATUS.format(workers) if words == ("queue", "status") else ""
+        return status_with(workers) if words == ("queue", "status") else ""
 
     monkeypatch.setattr(ablations, "_dvc", dvc)
     monkeypatch.setattr(ablations, "wait_for_workers", lambda names: None)
-    with pytest.raises(RuntimeError, match="did not finish: ablate-g-one-0"):
-        ablations.run_missing(jobs=1)
+    with pytest.raises(RuntimeError, match=f"did not finish: {NAMES['one', 0]}"):
+        ablations.run_missing(jobs=1, only="one")
     assert (("queue", "kill", "--force", "ee14175") in asked) == (workers == 0)
     assert (("queue", "remove", "ee14175") in asked) == (workers == 0)
     assert not any("e3fcaaf" in words for words in asked), "an experiment of somebody else stays in the queue"
@@ -181,11 +298,11 @@ def test_waiting_ends_when_all_is_done_or_no_worker_is_left(repository, monkeypa
     def dvc(*_):
         workers = next(left)
         if workers:
-            git(repository, "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/ablate-g-one-0", "HEAD")
-        return STATUS.format(workers)
+            git(repository, "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/{NAMES['one', 0]}", "HEAD")
+        return status_with(workers)
 
     monkeypatch.setattr(ablations, "_dvc", dvc)
-    ablations.wait_for_workers(["ablate-g-one-0", "ablate-g-one-1"], seconds=0)
-    assert capsys.readouterr().out == "2 of 2: ablate-g-one-0\n"
-    ablations.wait_for_workers(["never", "ablate-g-one-1"], seconds=0)
+    ablations.wait_for_workers([NAMES["one", 0], NAMES["one", 1]], seconds=0)
+    assert capsys.readouterr().out == f"2 of 2: {NAMES['one', 0]}\n"
+    ablations.wait_for_workers(["never", NAMES["one", 1]], seconds=0)
     assert next(left, None) is None, "the last answer, no worker, has ended the waiting"

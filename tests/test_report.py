@@ -156,6 +156,26 @@ def test_the_table_of_ablations_marks_what_is_outside_the_noise():
         {"group": "g", "arm": "other", "model": "stage2", "seeds": 2, "difference": 0.2, "low": -1, "high": 1.4}
         | {"verdict": "within noise"},
     ]
-    lines = ablations_markdown(pd.DataFrame(rows)).splitlines()
-    assert lines[0] == "| changed | seeds | stage 2 |" and len(lines) == 4
-    assert lines[2:] == ["| less | 3 | **-1.3 (-2.0 to -0.5)** |", "| other | 2 | +0.2 (-1.0 to +1.4) |"]
+    rows += [
+        {
+            "group": "h",
+            "arm": "more",
+            "model": model,
+            "seeds": 3,
+            "difference": 2,
+            "low": 1,
+            "high": 3,
+            "verdict": verdict,
+        }
+        for model, verdict in (("stage2", "higher"), ("stage2@8", "within noise"))
+    ]
+    assert ablations_markdown(pd.DataFrame(rows)).splitlines() == [
+        "| group | changed | seeds | stage 2 |",
+        "|---|---|---|---|",
+        "| g | less | 3 | **-1.3 (-2.0 to -0.5)** |",
+        "| g | other | 2 | +0.2 (-1.0 to +1.4) |",
+        "",
+        "| group | changed | seeds | stage 2 | stage 2 at 8 dimensions |",
+        "|---|---|---|---|---|",
+        "| h | more | 3 | **+2.0 (+1.0 to +3.0)** | +2.0 (+1.0 to +3.0) |",
+    ]
