@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .checkpoint import clear_finished, require_writable
-from .config import load_config, overrides_of, read_yaml, root, write_config
+from .config import load_config, overrides_of, read_yaml, resolve, root, write_config
 from .notebook import code_of, execute, write_html
 from .plan import require_valid, slurm_script, torchrun_line
 
@@ -119,6 +119,7 @@ def run(
 @app.command()
 def fetch(
     size: Annotated[str | None, typer.Argument(help="a size; without it model.size of params.yaml")] = None,
+    recipe: Annotated[str | None, typer.Option(help="v1 or v2; without it recipe of params.yaml")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="as in --set data.from=released")] = [],  # noqa: B006
     verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
     adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
@@ -132,7 +133,8 @@ def fetch(
     from .registry import choose_sources, load_registry
     from .sources import files_needed
 
-    config = load_config(size, **overrides_of(settings))
+    params = read_yaml(root() / "params.yaml")
+    config = resolve(params | ({"recipe": recipe} if recipe else {}), size, overrides_of(settings))
     mirror = root() / config.data.mirror
     if verify:
         problems = Mirror(mirror).verify()

@@ -267,7 +267,7 @@ def overrides_of(settings: list[str]) -> dict:
     for setting in settings:
         path, equals, value = setting.partition("=")
         *sections, key = path.split(".")
-        if not (sections and all(sections) and key and equals):
+        if not (all(sections) and key and equals):
             raise ValueError(f"--set {setting!r} is not of the form section.key=value, as in data.from=released")
         try:
             table = {key: yaml.load(value, _Loader)}

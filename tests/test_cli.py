@@ -102,6 +102,12 @@ def test_fetch_says_what_it_would_need_and_why_it_cannot(tmp_path):
     assert done.returncode == 1 and "did you mean 'squad'" in done.stderr
     done = f2llm("fetch", "0.6B", "--set", "data.from=embedded", "--set", mirror)
     assert done.returncode == 1 and "forbids the network; remedy" in done.stderr, "its models are of the hub"
+    done = f2llm(
+        "fetch", "0.6B", "--recipe", "v1", "--set", "teacher=none", "--set", "data.from=embedded", "--set", mirror
+    )
+    assert done.returncode == 1 and "forbids the network; remedy" in done.stderr
+    done = f2llm("fetch", "80M", "--recipe", "v1")
+    assert done.returncode == 1 and "model.size under recipe v1 is '80M'" in done.stderr
     assert not (tmp_path / "mirror").exists()
     done = f2llm("fetch", "--set", "data.from")
     assert done.returncode == 1 and "is not of the form section.key=value" in done.stderr

@@ -287,7 +287,10 @@ def test_settings_of_the_command_line_are_overrides(params):
     settings = overrides_of(["data.from=released", "data.only=[squad, snli]", "stage1.learning_rate=5e-3"])
     assert settings == {"data": {"from": "released", "only": ["squad", "snli"]}, "stage1": {"learning_rate": 5e-3}}
     assert resolve(params, "nano", settings).data.only == ["squad", "snli"]
-    for wrong in ("data.from", "from=released", "data.=1", "=1"):
+    assert overrides_of(["teacher=none"]) == {"teacher": "none"}
+    with pytest.raises(ValueError, match="unknown key"):
+        resolve(params, "nano", overrides_of(["from=released"]))
+    for wrong in ("data.from", "data.=1", "=1", ".from=1"):
         with pytest.raises(ValueError, match=r"is not of the form section\.key=value"):
             overrides_of([wrong])
     with pytest.raises(ValueError, match="the value is not valid YAML"):

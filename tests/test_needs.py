@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -257,6 +258,14 @@ def test_what_needs_less_memory_is_no_other_method(of_recipe, registry):
         assert replace(less, machine=config.machine) == config
         wanted, least = needs.needs(config, registry, H100), needs.needs(less, registry, H100)
         assert least.gpu_gib < wanted.gpu_gib and least.hours >= wanted.hours and least.disk_gib == wanted.disk_gib
+
+
+def test_the_size_that_the_readme_trains_fits_one_gpu(params, registry):
+    found = re.search(r"-S model\.size=(\S+) -S machine\.token_budget=(\d+)", (ROOT / "README.md").read_text())
+    params["machine"]["token_budget"] = int(found[2])
+    assert needs.fits(resolve(params, found[1]), registry, Here([needs.REFERENCE], 10_000))
+    params["machine"]["token_budget"] *= 2
+    assert not needs.fits(resolve(params, found[1]), registry, Here([needs.REFERENCE], 10_000)), "nearly filled"
 
 
 def test_nano_is_let_through_without_a_look_and_so_is_all_where_the_check_is_off(here, params):
