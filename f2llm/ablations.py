@@ -165,11 +165,11 @@ def wait_for_workers(names: list[str], seconds: float = 20) -> None:
 
 
 def queue_status(text: str) -> tuple[list[tuple[str, str, str]], int]:
-    """([(task, experiment, state)], number of workers at work) of `dvc queue status`."""
+    """([(task, experiment, state)], number of workers, at work or between two tasks) of `dvc queue status`."""
     rows = [line.split() for line in text.splitlines()]
-    workers = re.search(r"Worker status: (\d+) active", text)
+    workers = re.search(r"Worker status: (\d+) active, (\d+) idle", text)
     tasks = [(row[0], row[1], row[-1]) for row in rows if len(row) > 3 and re.fullmatch("[0-9a-f]{7,}", row[0])]
-    return tasks, int(workers[1]) if workers else 0
+    return tasks, sum(map(int, workers.groups())) if workers else 0
 
 
 def finished() -> dict[str, str]:

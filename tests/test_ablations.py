@@ -253,12 +253,12 @@ ee14175  {one}     12:51 PM   Running
 e3fcaaf  unrelated          12:51 PM   Queued
 9822e30  {other}     12:50 PM   Success
 
-Worker status: {workers} active, 0 idle
+Worker status: {active} active, {idle} idle
 """
 
 
-def status_with(workers: int) -> str:
-    return STATUS.format(one=NAMES["one", 0], other=NAMES["one", 1], workers=workers)
+def status_with(active: int, idle: int = 0) -> str:
+    return STATUS.format(one=NAMES["one", 0], other=NAMES["one", 1], active=active, idle=idle)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -293,13 +293,13 @@ def test_a_dvc_that_leaves_workers_behind_is_not_waited_for(tmp_path, monkeypatc
 
 
 def test_waiting_ends_when_all_is_done_or_no_worker_is_left(repository, monkeypatch, capsys):
-    base, left = git(repository, "rev-parse", "HEAD"), iter([1, 1, 0])
+    base, left = git(repository, "rev-parse", "HEAD"), iter([(1, 0), (0, 1), (1, 0), (0, 0)])
 
     def dvc(*_):
         workers = next(left)
-        if workers:
+        if workers == (1, 0):
             git(repository, "update-ref", f"refs/exps/{base[:2]}/{base[2:]}/{NAMES['one', 0]}", "HEAD")
-        return status_with(workers)
+        return status_with(*workers)
 
     monkeypatch.setattr(ablations, "_dvc", dvc)
     ablations.wait_for_workers([NAMES["one", 0], NAMES["one", 1]], seconds=0)
