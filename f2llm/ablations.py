@@ -113,7 +113,7 @@ def run_missing(jobs: int, only: str = "") -> None:
         missing = [name for name in wanted if name not in (*done, *running)]
         print(
             f"{len(wanted)} experiments: {sum(name in done for name in wanted)} finished before, "
-            f"{len(running)} running, {len(missing)} to queue",
+            f"{len(running)} under way, {len(missing)} to queue",
             flush=True,
         )
         for name in missing:
@@ -137,18 +137,18 @@ def _setting(setting: str) -> str:
 
 
 def clear_leftovers(names: set[str]) -> set[str]:
-    """Take out of DVC's queue what an interrupted call has left of these experiments; those that still run.
+    """Take out of DVC's queue what an interrupted call has left of these experiments; those that workers still see to.
 
     Without a worker, what is marked as running is dead. Other experiments in the queue stay as they are.
     """
     tasks, workers = queue_status(_dvc("queue", "status"))
     ours = [(task, name, state) for task, name, state in tasks if name in names]
-    running = {name for _, name, state in ours if state == "Running"} if workers else set()
     if dead := [task for task, _, state in ours if state == "Running" and not workers]:
         _dvc("queue", "kill", "--force", *dead, check=False)  # marks them as failed
-    if left := dead + [task for task, _, state in ours if state in ("Queued", "Failed")]:
+    waiting = [] if workers else [task for task, _, state in ours if state == "Queued"]
+    if left := dead + waiting + [task for task, _, state in ours if state == "Failed"]:
         _dvc("queue", "remove", *left, check=False)
-    return running
+    return {name for _, name, state in ours if workers and state in ("Running", "Queued")}
 
 
 def wait_for_workers(names: list[str], seconds: float = 20) -> None:

@@ -214,7 +214,7 @@ def test_only_what_is_missing_is_queued(repository, monkeypatch, capsys):
         *("-S", "seed=1", "-S", "+override.evaluate.only=[m]", "-S", "recipe=v1", "-S", "+override.a.b=1"),
         "evaluate",
     )
-    assert "4 experiments: 1 finished before, 0 running, 3 to queue" in capsys.readouterr().out
+    assert "4 experiments: 1 finished before, 0 under way, 3 to queue" in capsys.readouterr().out
 
 
 def test_what_an_arm_is_compared_with_runs_too(repository, monkeypatch):
@@ -278,6 +278,17 @@ def test_what_died_is_queued_again_and_what_still_runs_is_not(repository, monkey
     assert not any("e3fcaaf" in words for words in asked), "an experiment of somebody else stays in the queue"
     assert any("--queue" in words for words in asked) == (workers == 0)
     assert (("queue", "start", "--jobs", "1") in asked) == (workers == 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_waits_in_the_queue_is_left_to_workers_if_there_are_any(monkeypatch, workers):
+    asked = []
+    text = "aaaaaa1  one  12:51 PM  Queued\naaaaaa2  two  12:51 PM  Failed\naaaaaa3  other  12:51 PM  Queued\n"
+    text += f"\nWorker status: 0 active, {workers} idle\n"
+    monkeypatch.setattr(ablations, "_dvc", lambda *words, **_: asked.append(words) or text)
+    assert ablations.clear_leftovers({"one", "two"}) == ({"one"} if workers else set())
+    removed = ("aaaaaa2",) if workers else ("aaaaaa1", "aaaaaa2")
+    assert asked == [("queue", "status"), ("queue", "remove", *removed)]
 
 
 def test_a_dvc_that_leaves_workers_behind_is_not_waited_for(tmp_path, monkeypatch):
