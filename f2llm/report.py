@@ -80,25 +80,29 @@ def readme_with_results(readme: str, folder: Path) -> str:
     return put_between(readme, README_MARKS, markdown(table_by_type(read_scores(folder))))
 
 
+def by_models(compared: pd.DataFrame) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """(models, rows with a difference) of `ablations.compare`'s table: groups with the same models together."""
+    rows = compared.dropna(subset="difference")
+    models_of = {group: tuple(dict.fromkeys(part["model"])) for group, part in rows.groupby("group", sort=False)}
+    return [(models, rows[rows["group"].map(models_of) == models]) for models in dict.fromkeys(models_of.values())]
+
+
 def ablations_markdown(compared: pd.DataFrame) -> str:
     """Of `ablations.compare`'s table, for each set of models one with a row per arm: difference (low to high).
 
     Bold: outside the noise. Differences of mean scores, times 100.
     """
-    rows = compared.dropna(subset="difference")
-    models_of = {group: tuple(dict.fromkeys(part["model"])) for group, part in rows.groupby("group", sort=False)}
     tables = []
-    for models in dict.fromkeys(models_of.values()):
+    for models, rows in by_models(compared):
         names = [label(model).removesuffix(", distilled") for model in models]
         lines = ["| group | changed | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 3) + "|"]
-        shown = rows[rows["group"].map(models_of) == models]
-        for (group, arm), of_arm in shown.groupby(["group", "arm"], sort=False):
-            cells = {
-                row.model: f"{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f})" for row in of_arm.itertuples()
-            }
-            clear = set(of_arm.loc[of_arm["verdict"].isin(["lower", "higher"]), "model"])
-            values = [f"**{cells[model]}**" if model in clear else cells.get(model, "") for model in models]
-            lines.append(f"| {group} | {arm} | {of_arm['seeds'].min()} | " + " | ".join(values) + " |")
+        for (group, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
+            cells = {}
+            for row in of_arm.itertuples():
+                bold = "**" if row.verdict in ("lower", "higher") else ""
+                cells[row.model] = f"{bold}{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}){bold}"
+            shown = " | ".join(cells.get(model, "") for model in models)
+            lines.append(f"| {group} | {arm} | {of_arm['seeds'].min()} | {shown} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
@@ -163,6 +167,25 @@ def plot_sizes(axes, points: pd.DataFrame) -> None:
     _log_axis(right, points["dim"].unique())
     for one in axes:
         one.legend()
+
+
+def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
+    """One panel per model, one line per arm: the difference and its interval, grey where that holds 0.
+
+    axes: as many as models, with one y axis in common; rows as `by_models` gives them.
+    """
+    arms = list(dict.fromkeys(rows[["group", "arm"]].itertuples(index=False, name=None)))[::-1]
+    colors = {"lower": "C3", "higher": "C2"}
+    for panel, model in zip(axes, models, strict=True):
+        for row in rows[rows["model"] == model].itertuples():
+            place, color = arms.index((row.group, row.arm)), colors.get(row.verdict, "grey")
+            panel.plot([row.low, row.high], [place, place], color=color)
+            panel.plot(row.difference, place, "o", color=color)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_title(label(model).removesuffix(", distilled"))
+    groups = [group for group, _ in arms]
+    names = [arm if group == groups[-1] else f"{group}: {arm}" for group, arm in arms]
+    axes[0].set_yticks(range(len(arms)), names, fontsize=8)
 
 
 def _log_axis(axes, ticks) -> None:

@@ -12,6 +12,7 @@ from f2llm.report import (
     ablations_markdown,
     label,
     markdown,
+    plot_differences,
     plot_dims,
     plot_sizes,
     read_scores,
@@ -145,6 +146,20 @@ def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
     assert left == ["all dimensions", "8 dimensions"], "one line for each number that several models have"
     assert right == ["stage 2", "pico, distilled", "femto, distilled"], "largest first"
     assert axes[0].get_lines()[0].get_ydata().tolist() == [8, 12, 16], "by size, each with all its dimensions"
+    plt.close(figure)
+
+
+def test_differences_have_a_panel_per_model_and_a_line_per_arm():
+    facts = {"group": "g", "low": -1, "high": 3, "difference": 1, "verdict": "within noise"}
+    rows = [facts | {"arm": arm, "model": model} for arm in ("less", "more") for model in ("stage2", "pico-distilled")]
+    rows.append(facts | {"group": "h", "arm": "less", "model": "pico-distilled", "verdict": "higher"})
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    plot_differences(axes, pd.DataFrame(rows), ("stage2", "pico-distilled"))
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["h: less", "more", "less"], "first on top"
+    intervals = [[line for line in panel.get_lines() if list(line.get_xdata()) == [-1, 3]] for panel in axes]
+    assert [len(lines) for lines in intervals] == [2, 3]
+    found = {line.get_ydata()[0]: line.get_color() for line in intervals[1]}
+    assert found == {0: "C2", 1: "grey", 2: "grey"}
     plt.close(figure)
 
 
