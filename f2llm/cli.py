@@ -1,5 +1,6 @@
 """The command line: what is not itself a notebook. `python -m f2llm <verb>`, also installed as `f2llm`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -188,7 +189,7 @@ def plan(
 @app.command()
 def ablate(
     jobs: Annotated[int, typer.Option(help="experiments at a time; one per GPU box, one per two CPU cores")] = 1,
-    only: Annotated[str, typer.Option(help="a part of the experiments' names")] = "",
+    only: Annotated[str, typer.Option(help="a part of the name of an experiment or an arm")] = "",
     collect: Annotated[bool, typer.Option(help="run nothing, only add what this clone has run")] = False,
 ) -> None:
     """Run what is missing of ablations.yaml from DVC's queue, into results/ablations.csv; killed, it goes on."""
@@ -196,15 +197,21 @@ def ablate(
 
     from . import ablations
 
-    path = root() / "results" / "ablations.csv"
+    os.chdir(root())
+    path = ablations.RESULTS
+    earlier = ablations.read_ablations(path) if path.exists() else pd.DataFrame(columns=ablations.COLUMNS)
+    failure = None
     try:
         if not collect:
-            ablations.run_missing(jobs, only)
-    finally:
-        found = ablations.collect(pd.read_csv(path))
-        found.to_csv(path, index=False)
-        arms = len(found.drop_duplicates(["group", "arm", "seed"]))
-        print(f"{path.relative_to(root())} has {arms} of {len(ablations.experiments())} experiments of the plan")
+            ablations.run_missing(jobs, earlier, only)
+    except (ValueError, RuntimeError, KeyboardInterrupt) as error:
+        failure = error
+    found = ablations.collect(earlier)
+    found.to_csv(path, index=False)
+    count, whole = (len(table.drop_duplicates(["group", "arm", "seed"])) for table in (found, earlier))
+    print(f"{path} has {count} of {len(ablations.experiments())} experiments of the plan; before it had {whole}")
+    if failure:
+        raise failure
 
 
 @app.command()
@@ -220,16 +227,14 @@ def summary(
 @app.command()
 def readme() -> None:
     """Put the tables of results into README.md, and the registry's into data/README.md, between their marks."""
-    import pandas as pd
-
-    from .ablations import compare, experiments, first_arms
+    from .ablations import compare, experiments, first_arms, read_ablations
     from .registry import MARKS, load_registry, registry_markdown
     from .report import ABLATION_MARKS, ablations_markdown, put_between, readme_with_results
 
     path, of_data = root() / "README.md", root() / "data" / "README.md"
     text = readme_with_results(path.read_text(encoding="utf-8"), root())
-    ablated = pd.read_csv(root() / "results" / "ablations.csv")
-    compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments()))
+    ablated = read_ablations(root() / "results" / "ablations.csv")
+    compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments(root() / "ablations.yaml")))
     path.write_text(put_between(text, ABLATION_MARKS, ablations_markdown(compared)), encoding="utf-8")
     tables = registry_markdown(load_registry(root() / "data" / "sources.yaml"))
     of_data.write_text(put_between(of_data.read_text(encoding="utf-8"), MARKS, tables), encoding="utf-8")

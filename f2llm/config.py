@@ -210,6 +210,8 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
     for extra in (params["override"], overrides or {}):
         _check_table(extra, "override")
         wanted = _merge(wanted, extra)
+    if alien := {"name", "recipe"} & set(wanted):  # they decide which presets are read
+        raise ValueError(f"override has {min(alien)}, which chooses presets; remedy: model.size and recipe")
     of_all_students = wanted.pop("distill", {})
     _check_table(of_all_students, "override.distill")
     values = _merge(values, wanted)

@@ -95,14 +95,14 @@ def ablations_markdown(compared: pd.DataFrame) -> str:
     tables = []
     for models, rows in by_models(compared):
         names = [label(model).removesuffix(", distilled") for model in models]
-        lines = ["| group | changed | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 3) + "|"]
-        for (group, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
-            cells = {}
+        lines = ["| changed | against | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 3) + "|"]
+        for (_, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
+            cells, against = {}, of_arm["against"].iloc[0]
             for row in of_arm.itertuples():
                 bold = "**" if row.verdict in ("lower", "higher") else ""
                 cells[row.model] = f"{bold}{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}){bold}"
             shown = " | ".join(cells.get(model, "") for model in models)
-            lines.append(f"| {group} | {arm} | {of_arm['seeds'].min()} | {shown} |")
+            lines.append(f"| {arm} | {against} | {of_arm['seeds'].min()} | {shown} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
@@ -172,6 +172,8 @@ def plot_sizes(axes, points: pd.DataFrame) -> None:
 def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
     """One panel per model, one line per arm: the difference and its interval, grey where that holds 0.
 
+    What an arm is compared with stands beside it where it is not the first group's first arm.
+
     axes: as many as models, with one y axis in common; rows as `by_models` gives them.
     """
     arms = list(dict.fromkeys(rows[["group", "arm"]].itertuples(index=False, name=None)))[::-1]
@@ -183,8 +185,9 @@ def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
             panel.plot(row.difference, place, "o", color=color)
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_title(label(model).removesuffix(", distilled"))
-    groups = [group for group, _ in arms]
-    names = [arm if group == groups[-1] else f"{group}: {arm}" for group, arm in arms]
+    against = dict(zip(rows["group"], rows["against"]))
+    common = against[arms[-1][0]]  # of the first group: said once, by whoever draws
+    names = [arm if against[group] == common else f"{arm} (against {against[group]})" for group, arm in arms]
     axes[0].set_yticks(range(len(arms)), names, fontsize=8)
 
 

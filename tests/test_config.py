@@ -290,6 +290,9 @@ def test_settings_of_the_command_line_are_overrides(params):
     assert overrides_of(["teacher=none"]) == {"teacher": "none"}
     with pytest.raises(ValueError, match="unknown key"):
         resolve(params, "nano", overrides_of(["from=released"]))
+    for alien in ("recipe=v1", "name=a"):
+        with pytest.raises(ValueError, match="which chooses presets; remedy: "):
+            resolve(params, "nano", overrides_of([alien]))
     for wrong in ("data.from", "data.=1", "=1", ".from=1"):
         with pytest.raises(ValueError, match=r"is not of the form section\.key=value"):
             overrides_of([wrong])

@@ -150,12 +150,15 @@ def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
 
 
 def test_differences_have_a_panel_per_model_and_a_line_per_arm():
-    facts = {"group": "g", "low": -1, "high": 3, "difference": 1, "verdict": "within noise"}
+    facts = {"group": "g", "against": "default", "low": -1, "high": 3, "difference": 1, "verdict": "within noise"}
     rows = [facts | {"arm": arm, "model": model} for arm in ("less", "more") for model in ("stage2", "pico-distilled")]
-    rows.append(facts | {"group": "h", "arm": "less", "model": "pico-distilled", "verdict": "higher"})
+    other = {"group": "h", "against": "v2", "arm": "less", "model": "pico-distilled", "verdict": "higher"}
+    rows.append(facts | other)
     figure, axes = plt.subplots(1, 2, sharey=True)
     plot_differences(axes, pd.DataFrame(rows), ("stage2", "pico-distilled"))
-    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["h: less", "more", "less"], "first on top"
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["less (against v2)", "more", "less"], (
+        "first on top"
+    )
     intervals = [[line for line in panel.get_lines() if list(line.get_xdata()) == [-1, 3]] for panel in axes]
     assert [len(lines) for lines in intervals] == [2, 3]
     found = {line.get_ydata()[0]: line.get_color() for line in intervals[1]}
@@ -184,13 +187,15 @@ def test_the_table_of_ablations_marks_what_is_outside_the_noise():
         }
         for model, verdict in (("stage2", "higher"), ("stage2@8", "within noise"))
     ]
-    assert ablations_markdown(pd.DataFrame(rows)).splitlines() == [
-        "| group | changed | seeds | stage 2 |",
+    table = pd.DataFrame(rows)
+    table["against"] = table["group"].map({"g": "default", "h": "v2"})
+    assert ablations_markdown(table).splitlines() == [
+        "| changed | against | seeds | stage 2 |",
         "|---|---|---|---|",
-        "| g | less | 3 | **-1.3 (-2.0 to -0.5)** |",
-        "| g | other | 2 | +0.2 (-1.0 to +1.4) |",
+        "| less | default | 3 | **-1.3 (-2.0 to -0.5)** |",
+        "| other | default | 2 | +0.2 (-1.0 to +1.4) |",
         "",
-        "| group | changed | seeds | stage 2 | stage 2 at 8 dimensions |",
+        "| changed | against | seeds | stage 2 | stage 2 at 8 dimensions |",
         "|---|---|---|---|---|",
-        "| h | more | 3 | **+2.0 (+1.0 to +3.0)** | +2.0 (+1.0 to +3.0) |",
+        "| more | v2 | 3 | **+2.0 (+1.0 to +3.0)** | +2.0 (+1.0 to +3.0) |",
     ]
