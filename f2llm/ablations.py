@@ -21,7 +21,7 @@ from .config import load_config, overrides_of, read_yaml
 from .notebook import code_of
 
 KEYS = ["group", "arm", "seed", "model"]
-COLUMNS = [*KEYS, "score", "base", "commit"]
+COLUMNS = [*KEYS, "score", "base", "experiment", "commit"]
 RESULTS = Path("results/ablations.csv")
 
 
@@ -102,7 +102,7 @@ def read_ablations(path: Path = RESULTS) -> pd.DataFrame:
     """results/ablations.csv, checked: mean scores (0 to 1), one base in each group."""
     if not path.exists():
         raise ValueError(f"{path} is missing; remedy: git checkout {path}, or f2llm ablate")
-    scores = pd.read_csv(path, dtype={"base": str, "commit": str})
+    scores = pd.read_csv(path, dtype=dict.fromkeys(("base", "experiment", "commit"), str))
     if list(scores.columns) != COLUMNS or scores[COLUMNS].isna().any(axis=None):
         raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)}, all filled; remedy: git checkout {path}")
     bases = scores.groupby("group")["base"].nunique()
@@ -115,24 +115,23 @@ def collect(earlier: pd.DataFrame) -> pd.DataFrame:
     """Mean scores (0 to 1) of all that has been run, in the plan's order, as COLUMNS say.
 
     What this clone has run on today's base is added to the rows of `earlier`. In a group of which something has,
-    rows of another base are left out: they cannot be compared.
+    rows of another base or of other settings are left out: they cannot be compared.
     """
-    references, base, planned, rows = finished(), base_of(), experiments(), []
-    for experiment in planned:
-        if not (reference := references.get(experiment.name(base))):
+    references, base, rows = finished(), base_of(), []
+    names = {one.name(base): one for one in experiments()}
+    for name, one in names.items():
+        if not (reference := references.get(name)):
             continue
         means = _means(reference)
-        if absent := [model for model in experiment.models if model not in means]:
-            name = experiment.name(base)
+        if absent := [model for model in one.models if model not in means]:
             raise ValueError(f"{name} has no score of {absent[0]}; remedy: dvc exp remove {name}, then f2llm ablate")
-        facts = [experiment.group, experiment.arm, experiment.seed]
-        commit = _git("rev-parse", "--short", f"{reference}~1").strip()
-        rows += [[*facts, model, round(means[model], 5), base, commit] for model in experiment.models]
+        facts, commit = [one.group, one.arm, one.seed], _git("rev-parse", "--short", f"{reference}~1").strip()
+        rows += [[*facts, model, round(means[model], 5), base, name, commit] for model in one.models]
     made = pd.DataFrame(rows, columns=COLUMNS)
-    kept = earlier[(earlier["base"] == base) | ~earlier["group"].isin(made["group"])]
+    kept = earlier[earlier["experiment"].isin(names) | ~earlier["group"].isin(made["group"])]
     both = pd.concat([frame for frame in (kept, made) if len(frame)] or [earlier])
     both = both.drop_duplicates(KEYS, keep="last").set_index(KEYS)
-    order = [(one.group, one.arm, one.seed, model) for one in planned for model in one.models]
+    order = [(one.group, one.arm, one.seed, model) for one in names.values() for model in one.models]
     return both.loc[[key for key in order if key in both.index]].reset_index()[COLUMNS]
 
 
@@ -157,7 +156,7 @@ def _means(reference: str) -> dict[str, float]:
 def run_missing(jobs: int, earlier: pd.DataFrame, only: str = "") -> None:
     """Queue what has not been run, and run the queue; after a kill the same call goes on with what is missing.
 
-    earlier: rows of results/ablations.csv; those of today's base need not be run again. only: a part of the
+    earlier: rows of results/ablations.csv; experiments that it has need not be run again. only: a part of the
     experiments' names or arms; the arms that they are compared with run too. Finished stages come from DVC's run
     cache. Workers that an earlier call left at work finish what is in the queue; what was killed under way begins
     again.
@@ -171,7 +170,7 @@ def run_missing(jobs: int, earlier: pd.DataFrame, only: str = "") -> None:
         planned, base = experiments(), base_of()
         names = {one.name(base): one for one in planned}
         wanted = {name: names[name] for name in chosen(names, only)}
-        known = set(finished()) | {name for name, one in names.items() if _has_rows(earlier, one, base)}
+        known = set(finished()) | set(earlier["experiment"])
         under_way = clear_leftovers(set(wanted), all_of_them=set(names))
         missing = [name for name in wanted if name not in known | under_way]
         print(
@@ -204,12 +203,6 @@ def chosen(names: dict[str, Experiment], only: str) -> list[str]:
     return [
         name for name, one in names.items() if name in matched or (one.group in groups and one.arm == first[one.group])
     ]
-
-
-def _has_rows(earlier: pd.DataFrame, one: Experiment, base: str) -> bool:
-    """Whether a table has all scores of an experiment on a base."""
-    rows = earlier[(earlier[["group", "arm", "seed", "base"]] == [one.group, one.arm, one.seed, base]).all(axis=1)]
-    return set(one.models) <= set(rows["model"])
 
 
 def _setting(setting: str) -> str:

@@ -182,15 +182,17 @@ def test_scores_come_from_the_experiments_of_the_plan_that_have_run(repository):
     assert set(finished()) == {NAMES["one", 1], "unrelated"}
     whole, short = collect(EMPTY).to_dict("records")
     facts = {"group": "g", "arm": "one", "seed": 1, "base": "base"}
-    facts |= {"commit": git(repository, "rev-parse", "--short", "HEAD")}
+    facts |= {"experiment": NAMES["one", 1], "commit": git(repository, "rev-parse", "--short", "HEAD")}
     assert whole == facts | {"model": "m", "score": pytest.approx(0.3)}
     assert short == facts | {"model": "m@8", "score": pytest.approx(0.15)}
 
 
 def rows_of(*keys, base="base") -> pd.DataFrame:
     """Rows of the group g, each an arm, a seed and a model."""
+    planned = {(one.arm, one.seed): one.name(base) for one in experiments()}
     facts = {"group": "g", "score": 0.7, "base": base, "commit": "1234567"}
-    return pd.DataFrame([facts | dict(zip(("arm", "seed", "model"), key)) for key in keys])[COLUMNS]
+    rows = [facts | dict(zip(("arm", "seed", "model"), key)) for key in keys]
+    return pd.DataFrame([row | {"experiment": planned.get((row["arm"], row["seed"]), "gone")} for row in rows])[COLUMNS]
 
 
 def test_what_others_have_run_on_the_same_base_stays_as_long_as_the_plan_names_it(repository):
@@ -213,15 +215,26 @@ def test_a_group_has_one_base(repository, monkeypatch):
     assert len(collect(older)) == 2, "as long as nothing has, the table stays as it is"
 
 
-def test_the_table_is_checked_and_read_as_it_was_written(tmp_path):
-    path = tmp_path / "ablations.csv"
+def test_an_arm_that_now_means_something_else_is_missing(repository, monkeypatch):
+    asked, earlier = queue_of(monkeypatch), rows_of(*((arm, seed, "m") for arm in ("one", "two") for seed in (0, 1)))
+    (repository / "ablations.yaml").write_text(PLAN.replace("a.b=1", "a.b=2"))
+    assert set(collect(earlier)["arm"]) == {"one"}
+    with pytest.raises(RuntimeError, match="2 of 4 experiments did not finish: ablate-g-two-0"):
+        ablations.run_missing(1, earlier)
+    assert sum("--queue" in words for words in asked) == 2
+
+
+def test_the_table_is_checked_and_read_as_it_was_written(repository):
+    path = repository / "ablations.csv"
     with pytest.raises(ValueError, match=r"ablations\.csv is missing; remedy"):
         read_ablations(path)
     good = rows_of(("one", 0, "m"), ("one", 1, "m"), base="12345e67").assign(commit="0012345")
     good.to_csv(path, index=False)
     pd.testing.assert_frame_equal(read_ablations(path), good)
     good.drop(columns="base").to_csv(path, index=False)
-    with pytest.raises(ValueError, match="must have the columns group, arm, seed, model, score, base, commit"):
+    with pytest.raises(
+        ValueError, match="must have the columns group, arm, seed, model, score, base, experiment, commit"
+    ):
         read_ablations(path)
     good.assign(base=[None, "b"]).to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"must have the columns .*, all filled"):
@@ -261,8 +274,8 @@ def test_only_what_is_missing_is_queued(repository, monkeypatch, capsys):
 
 def test_what_the_table_has_of_today_is_not_run_again(repository, monkeypatch):
     asked = queue_of(monkeypatch)
-    earlier = rows_of(("one", 0, "m"), ("one", 0, "m@8"), ("two", 0, "m"))
-    older = rows_of(("two", 1, "m"), ("two", 1, "m@8"), base="older")
+    earlier = rows_of(("one", 0, "m"), ("one", 0, "m@8"))
+    older = rows_of(*((arm, seed, "m") for arm in ("one", "two") for seed in (0, 1)), base="older")
     with pytest.raises(RuntimeError, match="2 of 4 experiments did not finish"):
         ablations.run_missing(1, pd.concat([earlier, older]))
     assert {words[4] for words in asked if "--queue" in words} == {NAMES["two", 0], NAMES["two", 1]}
