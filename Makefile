@@ -1,9 +1,9 @@
 # make repro   set up, run the pipeline, print the results
 # make test    set up, run the tests
-# make help    all targets
+# make help    list the targets
 
 PYTHON ?= python3
-# Extra words for pip's first install, such as an index of CPU-only or CUDA builds of torch.
+# Extra options for pip's installation of torch, such as an index of CPU-only or CUDA builds.
 TORCH_OPTIONS ?=
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := 1
 .PHONY: help repro test bench lint format lab clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 .venv/installed: pyproject.toml constraints.txt
@@ -24,27 +24,27 @@ help:  ## this list
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,pipeline,eval,dev]'
 	@touch .venv/installed
 
-repro: .venv/installed  ## the whole pipeline on the configured size, then the results
+repro: .venv/installed  ## run the whole pipeline for the configured size, print the results
 	@start=$$(date +%s) && python -m dvc repro && python -m f2llm summary --seconds $$(( $$(date +%s) - start ))
 
-test: .venv/installed  ## all tests
-	@python -m pytest
+test: .venv/installed  ## run all tests, in two processes
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: .venv/installed  ## speed and memory on this CPU, side by side (about an hour), then the README's table
-	@for name in training encode matryoshka memory distillation prune data; do python -m benchmarks.$$name || exit 1; done
+bench: .venv/installed  ## measure speed and memory on this CPU (about an hour), write benchmarks/README.md
+	@for name in training encode memory distillation prune data; do python -m benchmarks.$$name || exit 1; done
 	@python -m benchmarks.table
 
-lint: .venv/installed  ## style of code and notebooks; notebooks without outputs
+lint: .venv/installed  ## check the style of code and notebooks, and that notebooks have no outputs
 	@python -m ruff check . && python -m ruff format --check .
 	@python -m nbstripout --verify --keep-id notebooks/*.ipynb
 
-format: .venv/installed  ## put code and notebooks in that style
+format: .venv/installed  ## format code and notebooks, remove outputs
 	@python -m ruff check --fix --quiet . ; python -m ruff format --quiet .
 	@python -m nbstripout --keep-id notebooks/*.ipynb
 
-lab: .venv/installed  ## JupyterLab on the notebooks
+lab: .venv/installed  ## open the notebooks in JupyterLab
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt jupyterlab
 	@python -m jupyterlab notebooks
 
-clean:  ## remove what the pipeline made, keep .venv and the DVC cache
+clean:  ## remove the pipeline's outputs, keep .venv and the DVC cache
 	@rm -rf build models data/assembled data/mined scratch runs/*.ipynb runs/*.html

@@ -87,12 +87,12 @@ def _status(key: str) -> float:
 
 def assemble_leg(num: int, folder: Path) -> dict:
     """Write the store and its tokens; rows and documents per second."""
-    from f2llm.assembly import assemble
     from f2llm.config import load_config
-    from f2llm.registry import load_registry
-    from f2llm.sources import Part, load_source
+    from f2llm.data.assemble import assemble
+    from f2llm.data.registry import load_registry
+    from f2llm.data.sources import Part, load_source
+    from f2llm.store.tuples import TupleStore
     from f2llm.tokens import tokenise
-    from f2llm.tuples import TupleStore
 
     source = replace(next(source for source in load_registry() if source.name == "squad"), stage1=True)
     part = Part("part", source, (folder / "part.parquet",), None, {}, ready_made=True)
@@ -119,7 +119,7 @@ def assemble_leg(num: int, folder: Path) -> dict:
 def _model(folder: Path):
     """A small Embedder with a byte-level BPE tokenizer of 4,096 entries."""
     from benchmarks.legs import SMALL_SHAPE, new_model
-    from f2llm.backbone import train_tokenizer
+    from f2llm.embedded.backbone import train_tokenizer
     from f2llm.model import Embedder
 
     return Embedder(new_model(SMALL_SHAPE), train_tokenizer(documents(0, 2000), vocab=4096), max_tokens=128)
@@ -130,8 +130,8 @@ def ours_leg(num: int, folder: Path) -> dict:
     from f2llm.batches import HomogeneousBatches
     from f2llm.config import load_config
     from f2llm.step import token_ids_of
+    from f2llm.store.tuples import TupleStore
     from f2llm.tokens import tokenise
-    from f2llm.tuples import TupleStore
 
     model, config = _model(folder), load_config()
     negatives = replace(config.stage1.hard_negatives, retrieval=7)

@@ -17,22 +17,30 @@ from benchmarks.harness import gate, interleave, keep_freed_memory, ratio, write
 from benchmarks.legs import MAX_TOKENS, SHAPE, SMALL_SHAPE, draw_batch, new_model, word_tokenizer
 from f2llm.config import load_config
 from f2llm.model import Embedder
-from f2llm.step import accumulate_gradients, clip_gradients, embed_without_gradient, prepare
-from f2llm.targets import Cached, live
+from f2llm.step import clip_gradients, embed_without_gradient, grad_cache_backward, prepare
+from f2llm.teacher import Cached, live
 
-STUDENT = {**SHAPE, "hidden": 128, "layers": 3, "head": 32, "query_heads": 4, "key_value_heads": 2, "mlp": 384}
+STUDENT = {
+    **SHAPE,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 384,
+}
 FULL = {"teacher": SHAPE, "student": STUDENT, "batch": 8, "rounds": 5}
-QUICK = {"teacher": SMALL_SHAPE, "student": {**SMALL_SHAPE, "hidden": 32}, "batch": 2, "rounds": 1}
+QUICK = {"teacher": SMALL_SHAPE, "student": {**SMALL_SHAPE, "hidden_size": 32}, "batch": 2, "rounds": 1}
 AGAINST = {
-    "cached_teacher": ("live", "cached", "the same step with a live teacher of ten times the student's body"),
+    "cached_teacher": ("live", "cached", "the same step with a live teacher, ten times as large without embeddings"),
     "first_pass": ("live", "first", "a live teacher; the step that fills the cache"),
     "look_up": ("given", "cached", "the same step with the embeddings at hand"),
 }
 REMARKS = """\
-CPU seconds of one thread. The teacher's body has ten times the student's weights; F2LLM-v2's 4B teacher has 8.2 times
-those of its 0.6B student. live: the teacher embeds the step's texts. first: f2llm.targets.Cached, empty, asks the
-teacher and writes its rows to the disk. cached: it finds every text by its digest and reads its row from that file.
-given: the embeddings are at hand, without any look-up. Loss and gradient norm are the same in all."""
+CPU seconds of one thread. The teacher has ten times the student's non-embedding parameters; F2LLM-v2's 4B teacher has
+8.2 times those of its 0.6B student. live: the teacher embeds the step's texts. first: f2llm.teacher.Cached, empty,
+asks the teacher and writes its rows to the disk. cached: it finds every text by its digest and reads its row from that
+file. given: the embeddings are at hand, without any look-up. Loss and gradient norm are the same in all."""
 
 
 def main(words: list[str] | None = None) -> dict:
@@ -56,27 +64,27 @@ def main(words: list[str] | None = None) -> dict:
 def measure(settings: dict, folder: Path) -> dict[str, list[float]]:
     """CPU seconds of every leg per round, with caches in the folder; a RuntimeError if the legs' losses disagree."""
     torch.set_num_threads(1)
-    random, tokenizer = np.random.default_rng(0), word_tokenizer(settings["teacher"]["vocab"])
+    random, tokenizer = np.random.default_rng(0), word_tokenizer(settings["teacher"]["vocab_size"])
     teacher, student = (Embedder(new_model(settings[name]), tokenizer, MAX_TOKENS) for name in ("teacher", "student"))
     config = load_config()
     training = replace(config.stage2, distillation_weight=1.0, in_batch_tasks=["retrieval"])
     machine = replace(config.machine, token_budget=2048, activation_tokens=2**30)
-    work = prepare(student, draw_batch(settings["batch"], tokenizer, random).batch, machine)
+    packed = prepare(student, draw_batch(settings["batch"], tokenizer, random).batch, machine)
     numbers, outcomes = itertools.count(), {}
     full = Cached(teacher, folder / "full", machine)
-    known = full(work)
+    known = full(packed)
     full.flush()
 
-    def first(work):
+    def first(packed):
         cached = Cached(teacher, folder / str(next(numbers)), machine)
-        rows = cached(work)
+        rows = cached(packed)
         cached.flush()
         return rows
 
-    teachers = {"live": live(teacher), "first": first, "cached": full, "given": lambda work: known}
+    teachers = {"live": live(teacher), "first": first, "cached": full, "given": lambda packed: known}
 
     def step(name: str) -> None:
-        losses = accumulate_gradients(student, work, training, teachers[name](work))
+        losses = grad_cache_backward(student, packed, training, teachers[name](packed))
         outcomes[name] = sum(losses.values()), clip_gradients(student, 1.0)
         student.model.zero_grad(set_to_none=True)
 
@@ -84,7 +92,7 @@ def measure(settings: dict, folder: Path) -> dict[str, list[float]]:
     interleave(legs, rounds=1)  # warm-up
     seconds = interleave(legs, settings["rounds"])
     gate(outcomes)
-    if not torch.equal(known, embed_without_gradient(teacher, work)) or full.new:
+    if not torch.equal(known, embed_without_gradient(teacher, packed)) or full.new:
         raise RuntimeError("the cache's rows are not those of the live teacher")
     return seconds
 

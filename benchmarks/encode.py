@@ -85,7 +85,7 @@ def against_sentence_transformers(folder: Path, ours: Embedder, settings: dict, 
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(str(folder), device="cpu")
-    vocab = settings["shape"]["vocab"]
+    vocab = settings["shape"]["vocab_size"]
     texts = draw_texts(QUERY, settings["queries"], vocab, random)
     texts += draw_texts(PASSAGE, settings["passages"], vocab, random)
     random.shuffle(texts)
@@ -105,7 +105,7 @@ def against_sentence_transformers(folder: Path, ours: Embedder, settings: dict, 
 
 def shared_against_not(ours: Embedder, settings: dict, random: np.random.Generator):
     """(ratio, legs) for queries with one instruction."""
-    vocab = settings["shape"]["vocab"]
+    vocab = settings["shape"]["vocab_size"]
     queries = draw_texts(INSTRUCTED, settings["instructed"], vocab, random)
     instruction = " ".join(f"w{word}" for word in random.integers(3, vocab, INSTRUCTION_WORDS))
 
@@ -129,7 +129,9 @@ def main(words: list[str] | None = None) -> dict:
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        Embedder(new_model(settings["shape"]), word_tokenizer(settings["shape"]["vocab"]), MAX_TOKENS).write(folder)
+        Embedder(new_model(settings["shape"]), word_tokenizer(settings["shape"]["vocab_size"]), MAX_TOKENS).write(
+            folder
+        )
         ours = Embedder.load(folder, settings["token_budget"])
         mixed, mixed_legs = against_sentence_transformers(folder, ours, settings, random)
     shared, shared_legs = shared_against_not(ours, settings, random)

@@ -32,16 +32,25 @@ from f2llm.losses import matryoshka_dims
 from f2llm.model import Embedder
 
 QWEN3_06B = {
-    "hidden": 1024, "layers": 28, "query_heads": 16, "key_value_heads": 8, "head": 128, "mlp": 3072, "vocab": 151936,
-}  # fmt: skip
-FULL = {"shape": QWEN3_06B, "batch_sizes": [16, 64], "warm_up": 10, "steps": 30, "token_budget": 32768}
-QUICK = {"shape": SMALL_SHAPE, "batch_sizes": [2, 3], "warm_up": 1, "steps": 2, "token_budget": 1024}
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151936,
+}
+FULL = {"shape": QWEN3_06B, "batch_sizes": [16, 32], "warm_up": 5, "steps": 15}
+FULL |= {"token_budget": 32768, "activation_tokens": 32768}  # tokens per forward pass, and kept for the backward pass
+QUICK = {"shape": SMALL_SHAPE, "batch_sizes": [2, 3], "warm_up": 1, "steps": 2}
+QUICK |= {"token_budget": 1024, "activation_tokens": 2**30}
 PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200 by its data sheet
 REMARKS = """\
 Random weights, bfloat16 matrix products, float32 weights and gradients. Seconds between CUDA events, all legs on the
 same batches. authors: one padded batch, full activation checkpointing, attention without pads (varlen), as flash
 attention does it there. mfu: useful FLOPs (6 x weights without the embedding table x useful tokens, and causal
-attention) per second over 989 TFLOP/s. Gate: first losses within 2 %: bfloat16 rounds differently in every leg."""
+attention) per second over 989 TFLOP/s. Of our legs, texts beyond activation_tokens go forward twice (gradient caching).
+Gate: first losses within 2 %: bfloat16 rounds differently in every leg."""
 
 
 def seconds_of(step: Callable[[], None]) -> float:
@@ -70,10 +79,10 @@ def attend_varlen(module, query, key, value, attention_mask, scaling, **_) -> tu
         attention_mask.sum(1) if attention_mask is not None else torch.full((texts,), longest, device=query.device)
     )
     real = torch.arange(longest, device=query.device) < lengths[:, None]  # (texts, L)
-    boundaries = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     heads = (tensor.transpose(1, 2)[real] for tensor in (query, key, value))  # (T, heads, E)
     output = query.new_zeros(texts, longest, *query.shape[1::2])
-    output[real] = attention.attention_varlen(*heads, boundaries, longest, scaling)
+    output[real] = attention.attention_varlen(*heads, cu_seqlens, longest, scaling)
     return output, None
 
 
@@ -84,12 +93,12 @@ AttentionMaskInterface.register("padded_varlen", flash_attention_mask)
 def make_steps(settings: dict) -> dict[str, Step]:
     """The legs, each with a model of its own with equal weights."""
     shape, device = settings["shape"], "cuda" if torch.cuda.is_available() else "cpu"
-    dims, tokenizer = matryoshka_dims(shape["hidden"], 8), word_tokenizer(shape["vocab"])
+    dims, tokenizer = matryoshka_dims(shape["hidden_size"], 8), word_tokenizer(shape["vocab_size"])
 
     def ours(compiled: bool) -> Step:
         embedder = Embedder(new_model(shape).to(device), tokenizer, MAX_TOKENS)
-        embedder.half = torch.bfloat16 if device == "cuda" else None
-        return our_step(embedder, compiled, settings["token_budget"])
+        embedder.autocast_dtype = torch.bfloat16 if device == "cuda" else None
+        return our_step(embedder, compiled, settings["token_budget"], settings["activation_tokens"])
 
     plain = authors_step(new_model(shape).to(device), dims, "padded_varlen" if device == "cuda" else UNPADDED)
 
@@ -102,7 +111,7 @@ def make_steps(settings: dict) -> dict[str, Step]:
 
 def train_legs(settings: dict, size: int) -> dict[str, dict]:
     """Seconds and losses of every leg over the same batches, and rates that follow."""
-    random, tokenizer = np.random.default_rng(size), word_tokenizer(settings["shape"]["vocab"])
+    random, tokenizer = np.random.default_rng(size), word_tokenizer(settings["shape"]["vocab_size"])
     batches = [draw_batch(size, tokenizer, random) for _ in range(settings["warm_up"] + settings["steps"])]
     legs = {}
     for name, step in make_steps(settings).items():
@@ -127,7 +136,7 @@ def train_legs(settings: dict, size: int) -> dict[str, dict]:
 
 def encode_leg(settings: dict) -> dict:
     """Tokens per second of `Embedder.encode` on passages; weights in bfloat16 on a GPU."""
-    random, tokenizer = np.random.default_rng(1), word_tokenizer(settings["shape"]["vocab"])
+    random, tokenizer = np.random.default_rng(1), word_tokenizer(settings["shape"]["vocab_size"])
     model = new_model(settings["shape"]).eval()
     model = model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
     embedder = Embedder(model, tokenizer, MAX_TOKENS, settings["token_budget"])
@@ -135,6 +144,14 @@ def encode_leg(settings: dict) -> dict:
     embedder.encode(batch.batch.texts)
     spent = [seconds_of(lambda: embedder.encode(batch.batch.texts)) for _ in range(3)]
     return {"seconds": spent, "tokens_per_second": batch.num_tokens / statistics.median(spent)}
+
+
+def save(settings: dict, ratios: dict, legs: dict) -> None:
+    """Write benchmarks/results/gpu.json, with the GPU's name and memory."""
+    path = write("gpu", {"settings": settings, "ratios": ratios, "legs": legs, "remarks": REMARKS})
+    result = json.loads(path.read_text())
+    result["hardware"] |= {"gpu": torch.cuda.get_device_name(), "memory": torch.cuda.mem_get_info()[1]}
+    path.write_text(json.dumps(result | {"versions": versions() | {"cuda": torch.version.cuda}}, indent=1) + "\n")
 
 
 def main(words: list[str] | None = None) -> dict:
@@ -154,13 +171,12 @@ def main(words: list[str] | None = None) -> dict:
             "min": min(each), "median": statistics.median(each), "max": max(each), "goal": 10,
             "padding": found["authors"]["padding"], "against": f"one padded batch of {size}, full checkpointing",
         }  # fmt: skip
+        if settings is FULL:
+            save(settings, ratios, legs)  # what is measured is kept if a later leg fails
     legs["encode"] = encode_leg(settings)
     print(json.dumps({"ratios": ratios, "legs": legs}, indent=1))
     if settings is FULL:
-        path = write("gpu", {"settings": settings, "ratios": ratios, "legs": legs, "remarks": REMARKS})
-        result = json.loads(path.read_text())
-        result["hardware"] |= {"gpu": torch.cuda.get_device_name(), "memory": torch.cuda.mem_get_info()[1]}
-        path.write_text(json.dumps(result | {"versions": versions() | {"cuda": torch.version.cuda}}, indent=1) + "\n")
+        save(settings, ratios, legs)
     return ratios
 
 

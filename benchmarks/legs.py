@@ -20,16 +20,24 @@ from transformers.masking_utils import AttentionMaskInterface, flash_attention_m
 from f2llm.batches import Batch
 from f2llm.losses import hard_negative_loss, in_batch_loss, matryoshka
 
-SHAPE = {"hidden": 256, "layers": 6, "query_heads": 8, "key_value_heads": 4, "head": 64, "mlp": 768, "vocab": 16384}
+SHAPE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "intermediate_size": 768,
+    "vocab_size": 16384,
+}
 SMALL_SHAPE = {
     **SHAPE,
-    "hidden": 64,
-    "layers": 2,
-    "query_heads": 4,
-    "key_value_heads": 2,
-    "head": 16,
-    "mlp": 128,
-    "vocab": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 512,
 }
 QUERY, PASSAGE = (20, 60), (80, 400)  # tokens: 10th and 90th percentile of a lognormal law
 MAX_TOKENS = 1024
@@ -50,13 +58,13 @@ def new_model(shape: dict[str, int], seed: int = 0) -> Qwen3Model:
     """A Qwen3 with random weights."""
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=shape["vocab"],
-        hidden_size=shape["hidden"],
-        intermediate_size=shape["mlp"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["query_heads"],
-        num_key_value_heads=shape["key_value_heads"],
-        head_dim=shape["head"],
+        vocab_size=shape["vocab_size"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        num_hidden_layers=shape["num_hidden_layers"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_key_value_heads=shape["num_key_value_heads"],
+        head_dim=shape["head_dim"],
         max_position_embeddings=MAX_TOKENS,
         pad_token_id=0,
         eos_token_id=1,
@@ -128,10 +136,10 @@ def draw_batch(size: int, tokenizer: PreTrainedTokenizerFast, random: np.random.
 
 def useful_flops(shape: dict[str, int], token_ids: list[list[int]]) -> float:
     """Of forward and backward pass without pads and without computing anything twice."""
-    width, keys = (shape[heads] * shape["head"] for heads in ("query_heads", "key_value_heads"))
-    layer = shape["hidden"] * (2 * width + 2 * keys + 3 * shape["mlp"])  # weights of its matrices
+    width, keys = (shape[heads] * shape["head_dim"] for heads in ("num_attention_heads", "num_key_value_heads"))
+    layer = shape["hidden_size"] * (2 * width + 2 * keys + 3 * shape["intermediate_size"])  # weights of its matrices
     tokens, squares = sum(map(len, token_ids)), sum(len(ids) ** 2 for ids in token_ids)
-    return 6.0 * shape["layers"] * (layer * tokens + width * squares)  # causal attention: half the square
+    return 6.0 * shape["num_hidden_layers"] * (layer * tokens + width * squares)  # causal attention: half the square
 
 
 # The loss and the end of a step -----------------------------------------------------------------

@@ -14,7 +14,7 @@ from benchmarks.harness import in_child, keep_freed_memory, peak_memory, write
 from benchmarks.legs import MAX_TOKENS, SMALL_SHAPE, draw_batch, new_model, word_tokenizer
 from f2llm.config import load_config
 from f2llm.model import Embedder
-from f2llm.step import accumulate_gradients, prepare
+from f2llm.step import grad_cache_backward, prepare
 
 SIZES = [32, 128, 512]  # queries of a global batch, 9 texts each
 PLAIN = 64  # the largest batch that is also measured with all activations kept
@@ -29,16 +29,16 @@ embeddings, their gradients, the loss."""
 def growth(size: int, cached: bool) -> dict:
     """Memory of a step of `size` queries, its loss, and its tokens."""
     torch.set_num_threads(1)
-    random, tokenizer = np.random.default_rng(size), word_tokenizer(SMALL_SHAPE["vocab"])
+    random, tokenizer = np.random.default_rng(size), word_tokenizer(SMALL_SHAPE["vocab_size"])
     model = Embedder(new_model(SMALL_SHAPE), tokenizer, MAX_TOKENS)
     model.model.train()
     config = load_config()
     training = replace(config.stage1, in_batch_tasks=["retrieval"], matryoshka_min_dim=8)
     machine = replace(config.machine, token_budget=TOKEN_BUDGET, activation_tokens=TOKEN_BUDGET if cached else 2**30)
-    accumulate_gradients(model, prepare(model, draw_batch(2, tokenizer, random).batch, machine), training)
+    grad_cache_backward(model, prepare(model, draw_batch(2, tokenizer, random).batch, machine), training)
     batch = draw_batch(size, tokenizer, random)
     before = peak_memory()
-    losses = accumulate_gradients(model, prepare(model, batch.batch, machine), training)
+    losses = grad_cache_backward(model, prepare(model, batch.batch, machine), training)
     added = peak_memory() - before
     memory = {
         "peak_mib": peak_memory() / 2**20,

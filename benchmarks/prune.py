@@ -16,8 +16,7 @@ from transformers.initialization import no_init_weights
 
 from benchmarks.harness import in_child, keep_freed_memory, peak_memory, write
 from benchmarks.legs import MAX_TOKENS, PASSAGE, SMALL_SHAPE, draw_texts, word_tokenizer
-from f2llm.backbone import CONFIG_NAMES
-from f2llm.config import Config, Shape, load_config
+from f2llm.config import SHAPE, Config, Shape, load_config
 from f2llm.model import Embedder
 from f2llm.prune import importance_scores, prune_to
 
@@ -34,23 +33,21 @@ def settings_of(quick: bool) -> tuple[dict, dict[str, Shape], Config]:
     """(settings, students, configuration)."""
     config = load_config("0.6B")
     if quick:
-        shape = {"hidden_dim": "hidden", "mlp_dim": "mlp", "head_dim": "head"}
-        shape = {key: SMALL_SHAPE[shape.get(key, key)] for key in CONFIG_NAMES}
+        shape = {name: SMALL_SHAPE[name] for name in SHAPE}
         return {"shape": shape, "texts": QUICK["texts"], "rounds": QUICK["rounds"]}, QUICK["students"], config
-    shape = {key: getattr(config.backbone, key) for key in CONFIG_NAMES}
+    shape = {name: getattr(config.backbone, name) for name in SHAPE}
     return {"shape": shape, "texts": 12, "rounds": 3}, config.prune.students, config
 
 
 def make_model(shape: dict) -> Embedder:
     """Random weights, uniform: normal ones of this size take long, and the arithmetic is the same."""
     torch.manual_seed(0)
-    names = {CONFIG_NAMES[key]: value for key, value in shape.items()}
     with no_init_weights():
-        model = Qwen3Model(Qwen3Config(**names, max_position_embeddings=MAX_TOKENS, pad_token_id=0, eos_token_id=1))
+        model = Qwen3Model(Qwen3Config(**shape, max_position_embeddings=MAX_TOKENS, pad_token_id=0, eos_token_id=1))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.fill_(1) if "norm" in name else weight.uniform_(-0.03, 0.03)
-    return Embedder(model.eval(), word_tokenizer(min(shape["vocab"], 4096)), MAX_TOKENS, TOKEN_BUDGET)
+    return Embedder(model.eval(), word_tokenizer(min(shape["vocab_size"], 4096)), MAX_TOKENS, TOKEN_BUDGET)
 
 
 def pruning(name: str, quick: bool) -> dict:

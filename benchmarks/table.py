@@ -1,4 +1,4 @@
-"""The results of all benchmarks as one table in README.md, between its two marks.
+"""The results of all benchmarks as one table in benchmarks/README.md, between its two marks.
 
 python -m benchmarks.table
 """
@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 from benchmarks.harness import RESULTS, ROOT
+from f2llm.reporting.readme import write_between
 
 MARKS = ("<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->")
 NAMES = (
     "training_cpu",
     "encode_cpu",
-    "matryoshka_cpu",
     "memory_cpu",
     "distillation_cpu",
     "prune_cpu",
@@ -22,7 +22,7 @@ NAMES = (
 
 
 def lines(folder: Path = RESULTS) -> list[str]:
-    """The table in Markdown; a benchmark without a result file is said to be not run."""
+    """The table in Markdown; a benchmark without a result file appears as not run."""
     table = ["| benchmark | ratio | against | min | median | max | goal |", "|---|---|---|---|---|---|---|"]
     measured: dict[str, list[str]] = {}  # by machine
     for name in NAMES:
@@ -48,7 +48,7 @@ def lines(folder: Path = RESULTS) -> list[str]:
 
 
 def _goal(found: dict) -> str:
-    """The goal, with the word missed where it was; a figure with `at_most` is better the lower it is."""
+    """The goal, followed by "missed" if it was; with `at_most`, lower figures are better."""
     if found["goal"] is None:
         return ""
     missed = found["median"] > found["goal"] if found.get("at_most") else found["median"] < found["goal"]
@@ -56,14 +56,8 @@ def _goal(found: dict) -> str:
 
 
 def main() -> None:
-    """Rewrite the part of README.md between the marks."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    if any(mark not in text for mark in MARKS):
-        raise ValueError(f"README.md lacks the marks {MARKS}; remedy: put both lines where the table belongs")
-    before, rest = text.split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
-    path.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines()) + f"\n\n{MARKS[1]}{after}", encoding="utf-8")
+    """Rewrite the table of benchmarks/README.md."""
+    write_between(ROOT / "benchmarks" / "README.md", MARKS, "\n".join(lines()))
 
 
 if __name__ == "__main__":

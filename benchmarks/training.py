@@ -41,7 +41,7 @@ from f2llm.config import load_config
 from f2llm.losses import matryoshka_dims
 from f2llm.model import Embedder
 from f2llm.optimizer import build_optimizer
-from f2llm.step import accumulate_gradients, clip_gradients, prepare
+from f2llm.step import clip_gradients, grad_cache_backward, prepare
 
 FULL = {"shape": SHAPE, "rounds": 3, "batch_sizes": [4, 16], "token_budget": 4096, "compile": True}
 QUICK = {"shape": SMALL_SHAPE, "rounds": 1, "batch_sizes": [2, 3], "token_budget": 1024, "compile": False}
@@ -67,22 +67,22 @@ the embedding table x useful tokens, and causal attention, per second, over the 
 legs are counted so, though ours computes the last layer for the last token of each text only."""
 
 
-def our_step(embedder: Embedder, compiled: bool, token_budget: int) -> Step:
-    """What f2llm.train does in a step, from texts to updated weights."""
+def our_step(embedder: Embedder, compiled: bool, token_budget: int, activation_tokens: int = 2**30) -> Step:
+    """What f2llm.train does in a step, from texts to updated weights; 2**30 keeps all activations."""
     config = load_config()
     training = replace(
         config.stage1, learning_rate=LEARNING_RATE, betas=list(ADAMW["betas"]), weight_decay=ADAMW["weight_decay"],
         decay_norms=True, temperature=TEMPERATURE, max_grad_norm=MAX_GRAD_NORM, matryoshka_min_dim=MIN_DIM,
         in_batch_tasks=["retrieval"], in_batch_gradient="full", distillation_weight=0.0,
     )  # fmt: skip
-    machine = replace(config.machine, token_budget=token_budget, activation_tokens=2**30)  # all are kept
+    machine = replace(config.machine, token_budget=token_budget, activation_tokens=activation_tokens)
     if compiled:
         embedder.compile()
     embedder.model.train()
     optimizer = build_optimizer(embedder.model, training)
 
     def step(batch: TokenBatch) -> tuple[float, float]:
-        losses = accumulate_gradients(embedder, prepare(embedder, batch.batch, machine), training)
+        losses = grad_cache_backward(embedder, prepare(embedder, batch.batch, machine), training)
         norm = clip_gradients(embedder, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -94,8 +94,8 @@ def our_step(embedder: Embedder, compiled: bool, token_budget: int) -> Step:
 def make_steps(names: list[str], settings: dict, folder: Path) -> dict[str, Step]:
     """The legs of these names, each with a model of its own with equal weights."""
     shape, budget = settings["shape"], settings["token_budget"]
-    dims = matryoshka_dims(shape["hidden"], MIN_DIM)
-    tokenizer = word_tokenizer(shape["vocab"])
+    dims = matryoshka_dims(shape["hidden_size"], MIN_DIM)
+    tokenizer = word_tokenizer(shape["vocab_size"])
     Embedder(new_model(shape), tokenizer, MAX_TOKENS).write(folder)
 
     def ours(compiled: bool) -> Step:
@@ -156,7 +156,7 @@ def main(words: list[str] | None = None) -> dict:
     settings = QUICK if parser.parse_args(words).quick else FULL
     torch.set_num_threads(1)
     began = time.monotonic()
-    random, tokenizer = np.random.default_rng(0), word_tokenizer(settings["shape"]["vocab"])
+    random, tokenizer = np.random.default_rng(0), word_tokenizer(settings["shape"]["vocab_size"])
     small, large = settings["batch_sizes"]
     measured = {}
     for size, names in ((small, [SHIPPED, CACHED, BY_TEXT, PACKED, OURS]), (large, [SHIPPED, WITHOUT_PADS, OURS])):

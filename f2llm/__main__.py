@@ -1,5 +1,5 @@
 """python -m f2llm <verb>"""
 
-from .cli import main
+from .pipeline.cli import main
 
 main()

@@ -1,9 +1,9 @@
 """Causal attention over texts that lie in one row without padding: no text sees another, and no pad is computed.
 
 T tokens of all texts of a pack, N texts, Q queries, H query heads, K key-value heads, E dimensions of a head, P tokens
-of a shared prefix. Registered with transformers as "packed"; it reads the texts' boundaries from the keyword arguments
-of the model's forward pass. Three ways to the same numbers: an operator on CPU, torch's varlen attention on Ampere and
-newer in half precision, and torch's SDPA text by text everywhere else.
+of a shared prefix. Registered with transformers as "packed"; where each text begins it reads from the keyword arguments
+of the model's forward pass (cu_seqlens, the cumulative lengths). Three implementations give the same numbers: an
+operator on CPU, torch's varlen attention on Ampere and newer in half precision, torch's SDPA text by text elsewhere.
 """
 
 import inspect
@@ -29,17 +29,17 @@ _flash_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # recompiles when the lengths change.
 @torch.library.custom_op("f2llm::packed_attention", mutates_args=())
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(output (Q, H, E), logsumexp of the scores (Q, H)) of causal attention within each text.
 
-    query (Q, H, E), key and value (T, K, E); boundaries (N + 1), int32: first token of each text and T. There is a
+    query (Q, H, E), key and value (T, K, E); cu_seqlens (N + 1), int32: first token of each text and T. There is a
     query for every token (Q = T) or for the last one of every text (Q = N). Neighbours of equal length go
     through one call, so short sorted texts cost as little as a padded batch.
     """
     outputs, sums = [], []
     causal = len(query) == len(key)
-    for asking, tokens, count in _runs(boundaries, len(query)):
+    for asking, tokens, count in _runs(cu_seqlens, len(query)):
         parts = (_by_text(tensor, count) for tensor in (query[asking], key[tokens], value[tokens]))
         output, logsumexp = _flash_cpu(*parts, 0.0, causal, scale=scale)
         outputs.append(_by_token(output))
@@ -50,21 +50,21 @@ def packed_attention(
 @torch.library.custom_op("f2llm::packed_attention_backward", mutates_args=())
 def packed_attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor,
-    boundaries: Tensor, longest: int, scale: float,
+    cu_seqlens: Tensor, longest: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of query, key and value, in their shapes."""
     grads = []
     causal = len(query) == len(key)
-    for asking, tokens, count in _runs(boundaries, len(query)):
+    for asking, tokens, count in _runs(cu_seqlens, len(query)):
         parts = (grad[asking], query[asking], key[tokens], value[tokens], output[asking], logsumexp[asking])
         parts = (_by_text(part, count) for part in parts)
         grads.append([_by_token(part) for part in _flash_cpu_backward(*parts, 0.0, causal, scale=scale)])
     return tuple(torch.cat(parts) for parts in zip(*grads))
 
 
-def _runs(boundaries: Tensor, num_queries: int) -> Iterator[tuple[slice, slice, int]]:
+def _runs(cu_seqlens: Tensor, num_queries: int) -> Iterator[tuple[slice, slice, int]]:
     """(queries, tokens, number of texts) of each run of neighbours of equal length."""
-    ends = boundaries.tolist()
+    ends = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     every_token = num_queries == ends[-1]
     first = 0
@@ -86,20 +86,20 @@ def _by_token(tensor: Tensor) -> Tensor:
 
 
 @packed_attention.register_fake
-def _(query, key, value, boundaries, longest, scale):
+def _(query, key, value, cu_seqlens, longest, scale):
     return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(
         query.shape[:2], dtype=torch.float32
     )
 
 
 @packed_attention_backward.register_fake
-def _(grad, query, key, value, output, logsumexp, boundaries, longest, scale):
+def _(grad, query, key, value, output, logsumexp, cu_seqlens, longest, scale):
     return tuple(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value))
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
-    *tensors, boundaries, longest, scale = inputs
-    ctx.save_for_backward(*tensors, *output, boundaries)
+    *tensors, cu_seqlens, longest, scale = inputs
+    ctx.save_for_backward(*tensors, *output, cu_seqlens)
     ctx.longest, ctx.scale = longest, scale
 
 
@@ -112,10 +112,10 @@ def _backward(ctx, grad, _):
 packed_attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-def attention_by_text(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float) -> Tensor:
+def attention_by_text(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """The output of `packed_attention` by torch's SDPA, which every device has."""
     outputs, causal = [], len(query) == len(key)
-    runs = list(_runs(boundaries, len(query)))
+    runs = list(_runs(cu_seqlens, len(query)))
     queries, tokens = ([part.stop - part.start for part in parts] for parts in list(zip(*runs))[:2])
     for (_, _, count), *parts in zip(runs, query.split(queries), key.split(tokens), value.split(tokens)):
         parts = (_by_text(part, count) for part in parts)
@@ -131,16 +131,16 @@ _FULL = {"window_size": (-1, -1)} if "window_size" in _VARLEN else {"is_causal":
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in _VARLEN else {}
 
 
-def attention_varlen(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float):
+def attention_varlen(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float):
     """The output of `packed_attention` by torch's flash attention: CUDA from Ampere, half precision."""
     if not _GROUPED and query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     options = _GROUPED | ({"scale": scale} if "scale" in _VARLEN else {})
     if len(query) == len(key):
-        return varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options, **_CAUSAL)
-    one_each = torch.arange(len(boundaries), dtype=torch.int32, device=query.device)
-    return varlen_attn(query, key, value, one_each, boundaries, 1, longest, **options, **_FULL)
+        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, **options, **_CAUSAL)
+    one_each = torch.arange(len(cu_seqlens), dtype=torch.int32, device=query.device)
+    return varlen_attn(query, key, value, one_each, cu_seqlens, 1, longest, **options, **_FULL)
 
 
 def attend_to_prefix(
@@ -161,15 +161,15 @@ def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=Non
            prefix=None, record=None, **others) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls in every layer: query (1, H, Q, E), key and value (1, K, T, E) -> (1, Q, H, E).
 
-    cu_seq_lens_q: boundaries (N + 1); max_length_q: the longest text. record: a dictionary that receives
-    {layer: (key, value)}; prefix: one that was recorded, which stands before every text.
+    cu_seq_lens_q: cu_seqlens (N + 1); max_length_q: the longest text. For `Embedder.encode` alone: record, a dictionary
+    that receives {layer: (key, value)}, and prefix, one that was recorded, which stands before every text.
     """
     if cu_seq_lens_q is None:  # a plain padded batch: transformers has built its mask
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, E)
     if torch.is_autocast_enabled(query.device.type):  # query and key come in float32 from norms with such weights
-        half = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (tensor.to(half) for tensor in (query, key, value))
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if record is not None:
         record[module.layer_idx] = key, value
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(query.device):
@@ -187,7 +187,10 @@ def only_last_tokens(model: Qwen3Model) -> None:
     """Let the model's last layer compute nothing but what the last token of every text needs, where asked to.
 
     Keys and values are those of all tokens; queries, output projection and MLP of the last tokens only, since
-    nobody reads the others. Exact. A forward pass asks for it by `only_last=True`; then it gives (1, N, D).
+    nothing reads the others. The result is the same. A forward pass asks for it by `only_last=True` and then gives
+    (1, N, D).
+    Deviation: the authors compute the whole layer. `_of_last_tokens` follows Qwen3DecoderLayer and Qwen3Attention of
+    transformers 5.23 (tests/test_attention.py fails where the installed library computes something else).
     """
     layer = model.layers[-1]
     layer.forward = MethodType(_forward, layer)
@@ -212,8 +215,8 @@ def _of_last_tokens(
     cos, sin = position_embeddings  # (1, T, E)
     key, _ = apply_rotary_pos_emb(key, key, cos, sin)
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
-    boundaries = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
-    output, _ = attend(attention, query, key, value, None, attention.scaling, **boundaries, **kwargs)
+    cu_seqlens = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+    output, _ = attend(attention, query, key, value, None, attention.scaling, **cu_seqlens, **kwargs)
     hidden_states = hidden_states[:, last] + attention.o_proj(output.flatten(2))
     return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
 
@@ -225,7 +228,7 @@ def has_flash_attention(device: torch.device) -> bool:
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-NO_MASK = {"full_attention": None, "sliding_attention": None}  # as attention_mask: boundaries say it all, build none
+NO_MASK = {"full_attention": None, "sliding_attention": None}  # as attention_mask: cu_seqlens say it all, build none
 # What selective recomputation keeps.
 COSTLY = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.f2llm.packed_attention.default]
 if hasattr(torch.ops.torch_attn, "_varlen_attn"):

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrow import take
 from .config import Training
+from .store.tuples import TupleStore, take
 from .text import prompted
-from .tuples import TupleStore
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class HomogeneousBatches:
         self._shuffles: dict[str, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
-        """Optimizer steps of the stage."""
+        """Number of optimizer steps of the stage."""
         steps = self.per_epoch * self.training.epochs
         return min(steps, self.training.max_steps or steps)
 

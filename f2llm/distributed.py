@@ -1,4 +1,4 @@
-"""One training in several processes: who computes what, what they exchange, and how weights are split.
+"""One training in several processes: what each computes, what they exchange, and how weights are sharded.
 
 Every process sees the embeddings of the whole batch and computes the whole loss, which costs a thousandth of the
 forward pass and makes the result independent of the number of processes; only texts are shared out. Processes are
@@ -21,36 +21,39 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-TIMEOUT = timedelta(minutes=15)  # a process that waits longer for another has lost it
+TIMEOUT = timedelta(minutes=15)  # how long a process waits for another before it fails
 
 
 def start() -> None:
-    """Join the other processes, if a launcher says that there are any."""
+    """Initialise the process group, if a launcher (torchrun, accelerate) started several processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def stop() -> None:
-    """Leave them."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def num_ranks() -> int:
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
+    """Wait until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def from_first(value):
-    """The first process's value, a small Python object, in every process."""
+def broadcast_from_rank0(value):
+    """The value that process 0 has, a small Python object, in every process."""
     box = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(box)
@@ -61,7 +64,7 @@ def gather(own: Tensor, shares: list[list[int]]) -> Tensor:
     """All rows (N, D), float32, in every process. own: this process's rows, in the order of shares[rank]."""
     own = own.detach().float()
     order = torch.tensor([row for share in shares for row in share], device=own.device)
-    if num_ranks() > 1:
+    if world_size() > 1:
         padded = own.new_zeros(max(map(len, shares)), own.shape[1])
         padded[: len(own)] = own
         received = [torch.empty_like(padded) for _ in shares]
@@ -73,10 +76,10 @@ def gather(own: Tensor, shares: list[list[int]]) -> Tensor:
 # Gradients and sharded weights ------------------------------------------------------------------
 
 
-def shard(model: nn.Module, half: torch.dtype | None) -> None:
-    """Split weights, gradients and optimizer state over all processes, layer by layer (FSDP2), in place."""
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, output_dtype=None)
-    mesh = dist.device_mesh.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (num_ranks(),))
+def shard(model: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+    """Shard weights, gradients and optimizer state over all processes, layer by layer (FSDP2), in place."""
+    policy = MixedPrecisionPolicy(param_dtype=autocast_dtype, reduce_dtype=torch.float32, output_dtype=None)
+    mesh = dist.device_mesh.init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -85,7 +88,7 @@ def shard(model: nn.Module, half: torch.dtype | None) -> None:
 def wants_shards(asked: bool) -> bool:
     """Whether machine.shard or accelerate's configuration (distributed_type: FSDP) ask for it, among several."""
     by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return (asked or by_accelerate) and num_ranks() > 1
+    return (asked or by_accelerate) and world_size() > 1
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -98,7 +101,7 @@ def sum_gradients(model: nn.Module, bucket: int = 2**26) -> None:
     Not DDP's own reducer: it counts one backward pass a step, and gradient caching runs one for every pack.
     bucket: numbers per message.
     """
-    if num_ranks() == 1 or is_sharded(model):
+    if world_size() == 1 or is_sharded(model):
         return
     for parameter in model.parameters():
         if parameter.grad is None:  # a process whose share is empty
@@ -120,28 +123,30 @@ def _sum(grads: list[Tensor]) -> None:
             grad.copy_(part.view_as(grad))
 
 
-# State of weights and optimizer, whole whatever the number of processes -------------------------
+# Full state dicts, the same for any number of processes ------------------------------------------
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
-    """({weight: tensor}, {weight.name of state: tensor}) on the CPU of the first process; empty in the others."""
-    weights = get_model_state_dict(model, options=_WHOLE)
+def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
+    """({weight: tensor}, {weight.state: tensor}) of model and optimizer, on the CPU of process 0; else empty."""
+    weights = get_model_state_dict(model, options=_FULL)
     if optimizer is None:
         return weights, {}
-    state = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
+    state = get_optimizer_state_dict(model, optimizer, options=_FULL).get("state", {})
     return weights, {f"{name}.{key}": value for name, values in state.items() for key, value in values.items()}
 
 
-def set_whole_state(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict, moments: dict) -> None:
-    """What `whole_state` gave, back into place; only the first process needs to bring it."""
-    options = _SPREAD if dist.is_initialized() else StateDictOptions(full_state_dict=True)
+def load_full_state_dict(
+    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict, optimizer_state: dict
+) -> None:
+    """Load what `full_state_dict` returned; only process 0 needs to pass it."""
+    options = _BROADCAST if dist.is_initialized() else StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, weights, options=options)
     state: dict[str, dict] = {}
-    for name, value in moments.items():
+    for name, value in optimizer_state.items():
         weight, _, key = name.rpartition(".")
         state.setdefault(weight, {})[key] = value
-    groups = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("param_groups", [])
+    groups = get_optimizer_state_dict(model, optimizer, options=_FULL).get("param_groups", [])
     set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)

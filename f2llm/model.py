@@ -5,11 +5,13 @@ N texts, T tokens of all of them, D dimensions. Texts are packed: no padding is 
 
 import json
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import processors
 from torch import Tensor
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from tqdm import tqdm
@@ -17,18 +19,19 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from transformers.utils import logging as transformers_logging
 
 from . import attention
-from .checkpoint import whole_folder
 from .packing import Pack, pack
+from .store.files import whole_folder
 from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
+MODEL_FILES = ["config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json"]  # without code and pickles
 WORTH_SHARING = 4  # tokens at the start of all texts from which on computing them once pays
 
 
 class Embedder:
     """A Qwen3 without language-model head, with its tokenizer and the longest text it takes, in tokens.
 
-    token_budget: tokens per forward pass. half: the dtype of autocast, where weights are float32 for training.
+    token_budget: tokens per forward pass. autocast_dtype: of matrix products, where weights are float32 for training.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Embedder:
         attention.only_last_tokens(model)
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.token_budget = max_tokens, token_budget
-        self.half: torch.dtype | None = None
+        self.autocast_dtype: torch.dtype | None = None
         self._tokenizing = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     @classmethod
@@ -52,7 +55,7 @@ class Embedder:
         """From a folder with config.json, safetensors and tokenizer, onto the GPU if there is one.
 
         Weights are bfloat16 on Ampere or newer; float32 on CPU, on older GPUs and for training, where
-        `half` then makes the matrix products bfloat16 and keeps weights and gradients exact.
+        `autocast_dtype` then makes the matrix products bfloat16 and keeps weights and gradients exact.
         """
         path = Path(path)
         for names in (["config.json"], ["model.safetensors", "model.safetensors.index.json"], ["tokenizer.json"]):
@@ -71,7 +74,7 @@ class Embedder:
                 "remedy: the tokenizer that belongs to the model"
             )
         embedder = cls(model, tokenizer, longest or model.config.max_position_embeddings, token_budget)
-        embedder.half = dtype if training and dtype != torch.float32 else None
+        embedder.autocast_dtype = dtype if training and dtype != torch.float32 else None
         return embedder
 
     @classmethod
@@ -113,34 +116,33 @@ class Embedder:
         order = torch.tensor([row for part in packs for row in part.rows], device=embeddings.device)
         return embeddings[order.argsort()]
 
-    def embed_pack(
-        self, part: Pack, prefix: dict | None = None, record: dict | None = None, every_token: bool = False
-    ) -> Tensor:
+    def embed_pack(self, part: Pack, every_token: bool = False, **of_attention) -> Tensor:
         """Un-normalised embeddings (N, D) of one pack, in its order.
 
-        record receives the keys and values of every layer; prefix is such a record of tokens that stand
-        before every text (CPU only, see `attention.attend_to_prefix`). every_token: compute also what no embedding
-        needs, for hooks that look at activations.
+        every_token: compute also what no embedding needs, for hooks that look at activations. of_attention: more
+        keyword arguments for `attention.attend`; training has none.
         """
         part = part.to(self.device)
-        shift = len(next(iter(prefix.values()))[0]) if prefix else 0
-        kwargs = {"cu_seq_lens_q": part.boundaries, "max_length_q": part.longest, "attention_mask": attention.NO_MASK}
-        if prefix is not None or record is not None:  # otherwise absent, for torch.compile
-            kwargs |= {"prefix": prefix, "record": record}
-        with torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None):
-            positions = part.position_ids + shift
+        lengths = {"cu_seq_lens_q": part.cu_seqlens, "max_length_q": part.longest}
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             output = self.model(
-                part.input_ids, position_ids=positions, only_last=not every_token, use_cache=False, **kwargs
+                part.input_ids,
+                position_ids=part.position_ids,
+                attention_mask=attention.NO_MASK,
+                only_last=not every_token,
+                use_cache=False,
+                **lengths,
+                **of_attention,
             )
         hidden = output.last_hidden_state[0]
-        return hidden[part.boundaries[1:].long() - 1] if every_token else hidden
+        return hidden[part.cu_seqlens[1:].long() - 1] if every_token else hidden
 
     @torch.inference_mode()
     def encode(self, texts: list[str], instruction: str | None = None, dim: int | None = None) -> np.ndarray:
         """Unit-length float32 embeddings (N, dim) in the order given.
 
         `instruction` is for queries, `dim` a matryoshka prefix. What all texts begin with, such as the
-        instruction, is computed once (on CPU). Work of more than ten seconds shows a progress bar.
+        instruction, is computed once (on CPU). PackedBatch of more than ten seconds shows a progress bar.
         """
         if dim is not None and not 1 <= dim <= self.dim:
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.dim} dimensions")
@@ -150,18 +152,24 @@ class Embedder:
         if not len(texts):
             return embeddings
         token_ids = self.tokenize([prompted(text, instruction) for text in texts])
-        shared = common_prefix(token_ids) if self.device.type == "cpu" else 0
-        prefix = {} if shared >= WORTH_SHARING else None
-        if prefix is not None:
-            (start,) = pack([token_ids[0][:shared]], self.token_budget)
-            self.embed_pack(start, record=prefix)
+        shared, prefix = common_prefix(token_ids) if self.device.type == "cpu" else 0, {}
+        if shared >= WORTH_SHARING:
+            prefix = {"prefix": self._keys_and_values(token_ids[0][:shared])}
             token_ids = [ids[shared:] for ids in token_ids]
         with tqdm(total=sum(map(len, token_ids)), unit="token", unit_scale=True, delay=10, mininterval=5) as bar:
             for part in pack(token_ids, self.token_budget):
-                full = self.embed_pack(part, prefix).float()
+                after = replace(part, position_ids=part.position_ids + shared) if prefix else part
+                full = self.embed_pack(after, **prefix).float()
                 embeddings[part.rows] = torch.nn.functional.normalize(full[:, :dim], dim=-1).cpu().numpy()
                 bar.update(part.num_tokens)
         return embeddings
+
+    def _keys_and_values(self, token_ids: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """{layer: (keys, values)} of tokens that several texts begin with, for `attention.attend_to_prefix`."""
+        (start,) = pack([token_ids], self.token_budget)
+        recorded = {}
+        self.embed_pack(start, record=recorded)
+        return recorded
 
     def compile(self) -> None:
         """Fuse the element-wise work of every layer by torch.compile; a minute at the first steps, then faster.
@@ -199,8 +207,13 @@ class Embedder:
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
 
 
+def append_eos(eos: str, number: int) -> processors.PostProcessor:
+    """A tokenizer's post-processor that appends one EOS to every text."""
+    return processors.TemplateProcessing(single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, number)])
+
+
 def common_prefix(token_ids: list[list[int]]) -> int:
-    """How many tokens all texts begin with, leaving every text at least its last one; 0 for a single text."""
+    """Number of tokens that all texts begin with, but for the last token of the shortest; 0 for a single text."""
     if len(token_ids) < 2:
         return 0
     first, last = min(token_ids), max(token_ids)  # in lexicographic order: all others begin alike where these two do

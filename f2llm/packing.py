@@ -1,4 +1,4 @@
-"""Texts of all lengths in rows without padding, filled up to a budget of tokens, and shared out between processes."""
+"""Packs: texts end to end without padding, up to a budget of tokens; and their division among processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pack:
-    """N texts end to end, T tokens. rows: which texts; input_ids, position_ids (1, T); boundaries (N + 1), int32."""
+    """N texts end to end, T tokens. rows: which texts; input_ids, position_ids (1, T); cu_seqlens (N + 1), int32."""
 
     rows: list[int]
     input_ids: Tensor
     position_ids: Tensor
-    boundaries: Tensor
+    cu_seqlens: Tensor
     longest: int
 
     @property
@@ -27,7 +27,7 @@ class Pack:
         if device.type == "cpu":
             return self
         moved = (tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-                 for tensor in (self.input_ids, self.position_ids, self.boundaries))  # fmt: skip
+                 for tensor in (self.input_ids, self.position_ids, self.cu_seqlens))  # fmt: skip
         return Pack(self.rows, *moved, self.longest)
 
 
@@ -55,14 +55,14 @@ def fill(lengths: list[int], token_budget: int, rows: Iterable[int]) -> Iterator
 
 
 def make_pack(rows: list[int], token_ids: list[Sequence[int]]) -> Pack:
-    """One pack of texts that have a token or more; rows may be fewer: an empty pack is one text that is no row."""
+    """One pack of texts of at least one token; an empty pack holds a text of which `rows` says nothing."""
     lengths = torch.tensor([len(ids) for ids in token_ids])
-    boundaries = torch.zeros(len(token_ids) + 1, dtype=torch.int32)
-    boundaries[1:] = lengths.cumsum(0)
+    cu_seqlens = torch.zeros(len(token_ids) + 1, dtype=torch.int32)
+    cu_seqlens[1:] = lengths.cumsum(0)
     input_ids = torch.from_numpy(np.concatenate(token_ids, dtype=np.int64)).unsqueeze(0)
-    starts = boundaries[:-1].long().repeat_interleave(lengths)
+    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
     position_ids = (torch.arange(input_ids.shape[1]) - starts).unsqueeze(0)
-    return Pack(rows, input_ids, position_ids, boundaries, int(lengths.max()))
+    return Pack(rows, input_ids, position_ids, cu_seqlens, int(lengths.max()))
 
 
 def share_out(lengths: list[int], num_shares: int) -> list[list[int]]:

@@ -8,7 +8,10 @@ params.yaml; each choice is stated at the function that makes it.
 import copy
 import itertools
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,55 +47,83 @@ def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activ
     activations: what is measured of hidden channels before both blocks of each layer and at the end: normed (what the
     RMS norms hand on, their weights included) or residual (the stream itself). MLP channels: what enters down_proj.
     """
-    places, down = _norms(model.model), [layer.mlp.down_proj for layer in model.model.layers]
-    scores: dict[str, Tensor] = {}
-    energy = defaultdict(float)
-    lengths: list[Tensor] = []  # of the residual stream, (T) before every layer and after the last one
-    change, num_tokens = torch.zeros(len(down), dtype=torch.float64), 0
-
-    add = torch.maximum if norm == "max" else torch.add
-
-    def measure(name: str, activation: Tensor) -> None:
-        flat = activation.reshape(-1, activation.shape[-1]).double()  # (T, D or I)
-        of_norm = {
-            "l1": lambda: flat.abs().sum(0),
-            "l2": lambda: flat.square().sum(0),
-            "max": lambda: flat.abs().amax(0),
-        }
-        found = of_norm[norm]()
-        scores[name] = add(scores[name], found) if name in scores else found
-
-    def at_norm(name: str, stream: Tensor, output: Tensor) -> None:
-        measure("hidden", output if activations == "normed" else stream)
-        squares = stream.reshape(-1, stream.shape[-1]).double().square()
-        energy[name] += (squares / squares.mean(-1, keepdim=True).clamp_min(LEAST)).sum(0)
-        if not name.endswith("post_attention_layernorm"):
-            lengths.append(squares.sum(-1).sqrt())
-
-    handles = [
-        place.register_forward_hook(lambda _module, inputs, output, name=name: at_norm(name, inputs[0], output))
-        for name, place in places.items()
-    ]
-    handles += [
-        place.register_forward_pre_hook(lambda _module, inputs, number=number: measure(f"mlp{number}", inputs[0]))
-        for number, place in enumerate(down)
-    ]
-    try:
+    statistics = ActivationStatistics(num_layers=len(model.model.layers), norm=norm, activations=activations)
+    with statistics.hooked_to(model.model):
         for part in pack(model.tokenize(texts), model.token_budget):
-            lengths.clear()
             model.embed_pack(part, every_token=True)
-            change += torch.stack([_relative_change(*pair).sum().cpu() for pair in itertools.pairwise(lengths)])
-            num_tokens += part.num_tokens
-    finally:
-        for handle in handles:
-            handle.remove()
-    root = torch.sqrt if norm == "l2" else torch.clone
-    return Importance(
-        hidden=root(scores["hidden"]),
-        mlp=[root(scores[f"mlp{number}"]) for number in range(len(down))],
-        change=change / num_tokens,
-        energy={name: total / num_tokens for name, total in energy.items()},
-    )
+            statistics.finish_pack(part.num_tokens)
+    return statistics.importance()
+
+
+class ActivationStatistics:
+    """Sums over the tokens of all packs, in float64, that forward hooks add to.
+
+    Of each channel its norm (l1, l2 or max); of each RMS norm's input the energy of its channels; of each layer the
+    relative change of the residual stream's length.
+    """
+
+    MEASURES: ClassVar = {  # (T, channels) -> (channels)
+        "l1": lambda flat: flat.abs().sum(0),
+        "l2": lambda flat: flat.square().sum(0),
+        "max": lambda flat: flat.abs().amax(0),
+    }
+
+    def __init__(self, num_layers: int, norm: str, activations: str):
+        self.num_layers, self.norm, self.activations = num_layers, norm, activations
+        self.scores: dict[str, Tensor] = {}  # "hidden" (D), "mlp0" (I), "mlp1", ...
+        self.energy: dict[str, Tensor] = defaultdict(float)  # by RMS norm (D)
+        self.lengths: list[Tensor] = []  # of the residual stream, (T) before every layer and after the last one
+        self.change, self.num_tokens = torch.zeros(num_layers, dtype=torch.float64), 0
+
+    @contextmanager
+    def hooked_to(self, model: Qwen3Model) -> Iterator[None]:
+        """While the block runs, every forward pass of the model adds to the sums."""
+        handles = [
+            norm.register_forward_hook(
+                lambda _module, inputs, output, name=name: self._at_norm(name, inputs[0], output)
+            )
+            for name, norm in _norms(model).items()
+        ]
+        handles += [
+            layer.mlp.down_proj.register_forward_pre_hook(
+                lambda _module, inputs, name=f"mlp{number}": self._measure(name, inputs[0])
+            )
+            for number, layer in enumerate(model.layers)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _measure(self, name: str, activation: Tensor) -> None:
+        found = self.MEASURES[self.norm](activation.reshape(-1, activation.shape[-1]).double())
+        combine = torch.maximum if self.norm == "max" else torch.add
+        self.scores[name] = combine(self.scores[name], found) if name in self.scores else found
+
+    def _at_norm(self, name: str, stream: Tensor, output: Tensor) -> None:
+        self._measure("hidden", output if self.activations == "normed" else stream)
+        squares = stream.reshape(-1, stream.shape[-1]).double().square()
+        self.energy[name] += (squares / squares.mean(-1, keepdim=True).clamp_min(LEAST)).sum(0)
+        if not name.endswith("post_attention_layernorm"):
+            self.lengths.append(squares.sum(-1).sqrt())
+
+    def finish_pack(self, num_tokens: int) -> None:
+        """Turn the stream's lengths of one forward pass into changes from layer to layer."""
+        changes = [_relative_change(*pair).sum().cpu() for pair in itertools.pairwise(self.lengths)]
+        self.change += torch.stack(changes)
+        self.num_tokens += num_tokens
+        self.lengths.clear()
+
+    def importance(self) -> Importance:
+        """What the sums tell."""
+        root = torch.sqrt if self.norm == "l2" else torch.clone
+        return Importance(
+            hidden=root(self.scores["hidden"]),
+            mlp=[root(self.scores[f"mlp{number}"]) for number in range(self.num_layers)],
+            change=self.change / self.num_tokens,
+            energy={name: total / self.num_tokens for name, total in self.energy.items()},
+        )
 
 
 def _relative_change(before: Tensor, after: Tensor) -> Tensor:
@@ -155,18 +186,18 @@ def prune_to(model: Embedder, shape: Shape, scores: Importance, plan: Prune, see
     Everything that is random is drawn by `seed`. With plan.weights random only the shape is taken over.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = keep_layers(scores.change, shape.layers, plan)
-    hidden_keep = keep_channels(scores.hidden, shape.hidden_dim, plan, generator)
-    mlp_keep = [keep_mlp_channels(scores.mlp[layer], shape.mlp_dim, plan, generator) for layer in layers]
+    layers = keep_layers(scores.change, shape.num_hidden_layers, plan)
+    hidden_keep = keep_channels(scores.hidden, shape.hidden_size, plan, generator)
+    mlp_keep = [keep_mlp_channels(scores.mlp[layer], shape.intermediate_size, plan, generator) for layer in layers]
     if plan.weights == "random":
         torch.manual_seed(seed)
-        config = _config(model.model, layers, shape.hidden_dim, shape.mlp_dim)
+        config = _config(model.model, layers, shape.hidden_size, shape.intermediate_size)
         pruned = type(model.model)(config).to(model.model.dtype).to(model.device)
     else:
         pruned = _cut(model.model, layers, hidden_keep, mlp_keep)
         _rescale(pruned, layers, hidden_keep, scores, plan.rescale)
     student = Embedder(pruned.eval(), model.tokenizer, model.max_tokens, model.token_budget)
-    student.half = model.half
+    student.autocast_dtype = model.autocast_dtype
     return student
 
 
@@ -194,10 +225,12 @@ def _norms(model: Qwen3Model, layers: list[int] | None = None) -> dict[str, torc
     return found | {"norm": model.norm}
 
 
-def _config(model: Qwen3Model, layers: list[int], hidden_dim: int, mlp_dim: int):
+def _config(model: Qwen3Model, layers: list[int], hidden_size: int, intermediate_size: int):
     """The configuration with other lengths; layer_types follows the depth, or transformers 5 refuses the model."""
     config = copy.deepcopy(model.config)
-    config.update({"hidden_size": hidden_dim, "intermediate_size": mlp_dim, "num_hidden_layers": len(layers)})
+    config.update(
+        {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": len(layers)}
+    )
     config.layer_types = [config.layer_types[layer] for layer in layers]
     config.max_window_layers = len(layers)
     return config

@@ -1,4 +1,4 @@
-"""One optimizer step: a batch made ready, its losses, its gradients; and the same without gradients, for validation.
+"""One optimizer step: a packed batch, its losses and gradients; and the same without gradients, for validation.
 
 B queries, K hard negatives, D dimensions.
 """
@@ -22,8 +22,8 @@ from .tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Work:
-    """A batch and this process's part of it. shares: texts of every process, in the order it embeds them."""
+class PackedBatch:
+    """A batch, packed for this process. shares: rows of the texts of every process, in the order it embeds them."""
 
     batch: Batch
     packs: list[Pack]
@@ -38,8 +38,8 @@ class Work:
         return {"tokens": sum(self.lengths), "padded_tokens": padded, "cut_texts": self.num_cut}
 
 
-def prepare(model: Embedder, batch: Batch, machine: Machine, tokens: dict[str, Tokens] | None = None) -> Work:
-    """Find the tokens of a batch, share its texts out over the processes, and pack this one's."""
+def prepare(model: Embedder, batch: Batch, machine: Machine, tokens: dict[str, Tokens] | None = None) -> PackedBatch:
+    """Tokenise a batch, divide its texts among the processes, and pack those of this process."""
     token_ids = token_ids_of(batch, model, tokens)
     lengths = [len(ids) for ids in token_ids]
     if min(lengths) < 2:
@@ -48,12 +48,14 @@ def prepare(model: Embedder, batch: Batch, machine: Machine, tokens: dict[str, T
             f"source {batch.source}: the text {empty!r} has no tokens (rows {shown(batch.rows)}); "
             "remedy: remove it from the source"
         )
-    groups = [list(fill(lengths, machine.token_budget, share)) for share in share_out(lengths, distributed.num_ranks())]
+    groups = [
+        list(fill(lengths, machine.token_budget, share)) for share in share_out(lengths, distributed.world_size())
+    ]
     own = [make_pack(rows, [token_ids[row] for row in rows]) for rows in groups[distributed.rank()]]
     if distributed.is_sharded(model.model):  # all processes must run equally many passes: fill up with empty packs
         empty = [make_pack([], [[model.tokenizer.eos_token_id]])] * (max(map(len, groups)) - len(own))
         own = empty + own
-    return Work(
+    return PackedBatch(
         batch=batch,
         packs=own,
         shares=[[row for group in rank_groups for row in group] for rank_groups in groups],
@@ -64,11 +66,11 @@ def prepare(model: Embedder, batch: Batch, machine: Machine, tokens: dict[str, T
 
 
 def token_ids_of(batch: Batch, model: Embedder, tokens: dict[str, Tokens] | None) -> list[Sequence[int]]:
-    """Token ids of every text: of documents as they are stored, if they are; of all others made now."""
-    known = tokens[batch.source] if tokens else None
-    rows = [row if known else None for row in batch.stored]
-    made = iter(model.tokenize([text for text, row in zip(batch.texts, rows) if row is None]))
-    return [next(made) if row is None else known[row] for row in rows]
+    """Token ids of every text: read where they are stored, computed now for all others."""
+    stored = tokens[batch.source] if tokens else None
+    rows = [row if stored else None for row in batch.stored]
+    computed = iter(model.tokenize([text for text, row in zip(batch.texts, rows) if row is None]))
+    return [next(computed) if row is None else stored[row] for row in rows]
 
 
 def num_kept(lengths: list[int], groups: list[list[int]], activation_tokens: int) -> int:
@@ -83,7 +85,7 @@ def num_kept(lengths: list[int], groups: list[list[int]], activation_tokens: int
 
 
 def ahead(make: Callable, items: Iterable, depth: int = 2) -> Iterator:
-    """make(item) of every item in order, computed by a thread while the caller works on an earlier one."""
+    """make(item) of every item in order; a thread computes the next ones while the caller uses the last."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = deque()
         for item in items:
@@ -97,29 +99,29 @@ def ahead(make: Callable, items: Iterable, depth: int = 2) -> Iterator:
 # Losses and gradients ---------------------------------------------------------------------------
 
 
-def accumulate_gradients(
-    model: Embedder, work: Work, config: Training, target: Tensor | None = None
+def grad_cache_backward(
+    model: Embedder, packed: PackedBatch, config: Training, target: Tensor | None = None
 ) -> dict[str, float]:
     """Weighted losses of a batch by name; their gradients are added to the parameters'.
 
     target (texts, at least D): the teacher's embeddings.
-    Gradient caching: all texts are embedded, the loss gives the gradient of every embedding, and each pack goes
-    through the model once more to carry its part back, unless its activations were kept. So loss and
+    Gradient caching (GradCache): all texts are embedded, the loss gives the gradient of every embedding, and each pack
+    is embedded once more to propagate its part of that gradient, unless its activations were kept. So losses and
     gradients do not depend on what fits into memory. Source: Gao et al. 2021, arXiv 2101.06983.
     """
-    first_kept = len(work.packs) - work.num_kept
+    first_kept = len(packed.packs) - packed.num_kept
     outputs = []
-    for number, pack in enumerate(work.packs):
+    for number, pack in enumerate(packed.packs):
         with torch.set_grad_enabled(number >= first_kept):
             outputs.append(model.embed_pack(pack)[: len(pack.rows)])
-    embeddings = distributed.gather(_cat(outputs, model), work.shares).requires_grad_()  # (texts, D)
-    losses = compute_losses(embeddings, work.batch, config, target)
+    embeddings = distributed.gather(_cat(outputs, model), packed.shares).requires_grad_()  # (texts, D)
+    losses = compute_losses(embeddings, packed.batch, config, target)
     sum(losses.values()).backward()
     gradient = embeddings.grad  # (texts, D)
     if distributed.is_sharded(model.model):
-        gradient = gradient * distributed.num_ranks()  # FSDP2 takes the mean over processes
-    for number in reversed(range(len(work.packs))):  # the kept ones first: their memory is free for the others
-        pack, output = work.packs[number], outputs.pop()
+        gradient = gradient * distributed.world_size()  # FSDP2 takes the mean over processes
+    for number in reversed(range(len(packed.packs))):  # the kept ones first: their memory is free for the others
+        pack, output = packed.packs[number], outputs.pop()
         if number < first_kept:
             output = model.embed_pack(pack)[: len(pack.rows)]
         output.backward(gradient[pack.rows].to(output.dtype))
@@ -129,10 +131,10 @@ def accumulate_gradients(
 
 
 @torch.no_grad()
-def embed_without_gradient(model: Embedder, work: Work) -> Tensor:
-    """Embeddings (texts, D), float32, of a batch that is made ready, in every process."""
-    outputs = [model.embed_pack(pack)[: len(pack.rows)] for pack in work.packs]
-    return distributed.gather(_cat(outputs, model), work.shares)
+def embed_without_gradient(model: Embedder, packed: PackedBatch) -> Tensor:
+    """Embeddings (texts, D), float32, of a packed batch, in every process."""
+    outputs = [model.embed_pack(pack)[: len(pack.rows)] for pack in packed.packs]
+    return distributed.gather(_cat(outputs, model), packed.shares)
 
 
 def _cat(outputs: list[Tensor], model: Embedder) -> Tensor:
@@ -142,7 +144,7 @@ def _cat(outputs: list[Tensor], model: Embedder) -> Tensor:
 def compute_losses(
     embeddings: Tensor, batch: Batch, config: Training, target: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Weighted losses by name. Which apply is the task's matter: in_batch is for retrieval only.
+    """Weighted losses by name; the task of the batch decides which apply (config.in_batch_tasks).
 
     embeddings (texts, D) of batch.texts; target (texts, at least D): the teacher's.
     """
@@ -183,13 +185,13 @@ def clip_gradients(model: Embedder, max_norm: float) -> float:
     return float(norm.full_tensor() if distributed.is_sharded(model.model) else norm)
 
 
-def require_finite(step: int, work: Work, losses: dict[str, float], grad_norm: float) -> None:
-    """Stop before the optimizer takes a step on numbers that are none."""
+def require_finite(step: int, packed: PackedBatch, losses: dict[str, float], grad_norm: float) -> None:
+    """Raise a RuntimeError where a loss or the gradient norm is not finite, before the optimizer steps."""
     if np.isfinite(grad_norm) and np.isfinite(sum(losses.values())):
         return
     raise RuntimeError(
-        f"step {step}, source {work.batch.source}: gradient norm {grad_norm}, losses {losses}; no step was "
-        f"taken on them, the last checkpoint is kept. rows: {shown(work.batch.rows)}. "
+        f"step {step}, source {packed.batch.source}: gradient norm {grad_norm}, losses {losses}; no step was "
+        f"taken on them, the last checkpoint is kept. rows: {shown(packed.batch.rows)}. "
         "remedy: a lower learning_rate, a longer warmup_steps, or look at the texts of these rows"
     )
 

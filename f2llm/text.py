@@ -1,4 +1,4 @@
-"""What a text is to the kit: when two count as equal, and what stands before a query."""
+"""Texts: when two count as equal, and the prompt before a query."""
 
 import re
 import unicodedata
@@ -12,14 +12,14 @@ def prompted(text: str, instruction: str | None) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case, punctuation and width folded away: two texts that differ only there count as equal."""
+    """A text without case, punctuation and width: two texts that differ only in these count as equal."""
     if text.isascii():  # three times faster
         return " ".join(text.translate(_ASCII).split())
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def without_prompt(text: str) -> str:
-    """A text whose prompt, if it stands before it already, is taken off: v1's released queries have theirs."""
+    """A text without its prompt, if it begins with one, as the queries of v1's released data do."""
     return _PROMPT.sub("", text) if text.startswith("Instruct: ") else text
 
 

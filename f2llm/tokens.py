@@ -1,7 +1,7 @@
-"""Token ids of documents, memory-mapped: made once by all cores, then read by every process in every epoch.
+"""Token ids of documents, memory-mapped: computed once by all cores, then read by every process in every epoch.
 
-A training meets a document many times, as a passage and as a negative; its queries, whose prompt is a matter of the
-stage, are a twentieth of the tokens and are tokenised as they come.
+A training reads a document many times, as a passage and as a negative. Queries, whose prompt depends on the stage, are
+a twentieth of the tokens and are tokenised at each step.
 """
 
 import hashlib
@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from .arrow import BATCH, Documents, read_arrow
-from .checkpoint import clear_errors
 from .model import Embedder
-from .tuples import TupleStore
+from .store.files import whole_file
+from .store.tuples import BATCH, Documents, TupleStore, read_arrow
 
 SCHEMA = pa.schema({"tokens": pa.list_(pa.int32())})
 
@@ -41,9 +40,9 @@ class Tokens(Sequence):
 
 
 def tokenise(store: TupleStore, parts: list[str], model: Embedder, scratch: Path, quiet: bool = False) -> dict:
-    """{part: Tokens} of the documents of some parts; what an earlier call has made is used again.
+    """{part: Tokens} of the documents of some parts; files of earlier calls are reused.
 
-    The files' names hold the hashes of tokenizer, longest text and documents. Each is there whole or not at all.
+    The files' names contain hashes of tokenizer, longest text and documents. Each is complete or not there.
     """
     folder = Path(scratch) / hashlib.sha256(_settings(model).encode()).hexdigest()[:12]
     files = {part: folder / f"{part}-{store.sha256(f'documents/{part}.arrow')[:12]}.arrow" for part in parts}
@@ -51,8 +50,7 @@ def tokenise(store: TupleStore, parts: list[str], model: Embedder, scratch: Path
     total = sum(len(store.documents[part]) for part in absent)
     with tqdm(total=total, desc="documents tokenised", disable=quiet or total < BATCH, unit_scale=True) as bar:
         for part in absent:
-            with clear_errors(files[part]):
-                _write(store.documents[part], model, files[part], bar)
+            _write(store.documents[part], model, files[part], bar)
     return {part: Tokens(path) for part, path in files.items()}
 
 
@@ -62,10 +60,9 @@ def _settings(model: Embedder) -> str:
 
 
 def _write(documents: Documents, model: Embedder, path: Path, bar: tqdm) -> None:
-    """Write aside, then into place; the tokenizer shares out each block over all cores."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, found = path.with_suffix(".writing"), []
-    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    """Write the token ids of all documents; the tokenizer divides each block among all cores."""
+    found = []
+    with whole_file(path) as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for texts in documents.blocks(1024):  # a divisor of BATCH
             found += [np.asarray(ids, dtype=np.int32) for ids in model.tokenize(texts)]
             bar.update(len(texts))
@@ -74,7 +71,6 @@ def _write(documents: Documents, model: Embedder, path: Path, bar: tqdm) -> None
                 found = []
         if found:
             writer.write_batch(_batch(found))
-    aside.replace(path)
 
 
 def _batch(token_ids: list[np.ndarray]) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pyarrow as pa
 import pytest
 import torch
+from filelock import FileLock
 
-from f2llm.arrow import read_arrow, write_arrow
-from f2llm.assembly import assemble
-from f2llm.backbone import new_model, train_tokenizer
-from f2llm.checkpoint import sha256
 from f2llm.config import HardNegatives, read_yaml, resolve
+from f2llm.data.assemble import assemble
+from f2llm.data.registry import choose_sources, load_registry
+from f2llm.data.sources import evaluation_tasks, load_source, parts_of
+from f2llm.embedded.backbone import new_model, train_tokenizer
 from f2llm.embedded.texts import texts as embedded_texts
 from f2llm.model import Embedder
-from f2llm.registry import choose_sources, load_registry
-from f2llm.sources import evaluation_tasks, load_source, parts_of
-from f2llm.tuples import DOCUMENTS, SCHEMA, TupleStore
+from f2llm.store.files import sha256
+from f2llm.store.tuples import DOCUMENTS, SCHEMA, TupleStore, read_arrow, write_arrow
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -35,6 +36,24 @@ SENTENCES = [
     "तेज भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।",
     "def f(x: int) -> int:\n    return 2 * x + 1",
 ]
+
+
+SLOW_FILES = ["test_killed_trainings", "test_pipeline"]
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first, so that of two processes none waits for the other's at the end."""
+    items.sort(key=lambda item: item.path.stem not in SLOW_FILES)
+
+
+def made_once(tmp_path_factory, name: str, make) -> Path:
+    """The file or folder that `make` writes, also if several processes of `pytest -n` ask for it."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +84,18 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_backbone(config):
-    shape = {"hidden_dim": 32, "mlp_dim": 48, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head_dim": 8}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
     plan = replace(
         config.backbone.pretrain, steps=40, learning_rate=4e-3, tokens_per_step=128, warmup_steps=4, max_tokens=32
     )
-    return replace(config.backbone, vocab=320, init_range=0.1, pretrain=plan, **shape)
+    return replace(config.backbone, vocab_size=320, initializer_range=0.1, pretrain=plan, **shape)
 
 
 @pytest.fixture(scope="session")
@@ -159,17 +185,19 @@ def registry():
 
 
 @pytest.fixture(scope="session")
-def texts(config):
+def texts(config, tmp_path_factory):
     """(training, evaluation) texts: the slow part of the suite, at most half a minute."""
-    return embedded_texts(config.data.held_out_percent, config.data.split)
+
+    def make(path: Path) -> None:
+        path.write_bytes(pickle.dumps(embedded_texts(config.data.held_out_percent, config.data.split)))
+
+    return pickle.loads(made_once(tmp_path_factory, "texts.pickle", make).read_bytes())
 
 
 @pytest.fixture(scope="session")
 def assembled(texts, registry, config, tmp_path_factory):
     """The folder of all sources of the registry, as the pipeline's stage writes it."""
-    folder = tmp_path_factory.mktemp("data") / "assembled"
-    assemble_some(registry, config, folder)
-    return folder
+    return made_once(tmp_path_factory, "assembled", lambda folder: assemble_some(registry, config, folder))
 
 
 def assemble_some(registry, config, out: Path) -> dict:

@@ -1,25 +1,39 @@
 """Packed attention against torch's own, one text at a time; its gradients; a shared prefix; and packed = padded."""
 
 import copy
+import hashlib
+import inspect
+import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from conftest import SENTENCES
+from helpers.closeness import assert_all_close, assert_close
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
 
 from f2llm import attention
 from f2llm.attention import attend_to_prefix, attention_by_text, packed_attention
 from f2llm.packing import pack
+from f2llm.store.code import plain_code
 
 LENGTHS = {"mixed": [3, 3, 3, 7, 7, 1, 40, 3], "equal": [12] * 9, "one": [33], "single tokens": [1, 1, 1]}
 
 
-def random_heads(num_tokens, query_heads=4, key_heads=2, dim=8):
-    return [torch.randn(num_tokens, heads, dim, requires_grad=True) for heads in (query_heads, key_heads, key_heads)]
+def random_heads(num_tokens, num_attention_heads=4, key_heads=2, dim=8):
+    return [
+        torch.randn(num_tokens, heads, dim, requires_grad=True) for heads in (num_attention_heads, key_heads, key_heads)
+    ]
 
 
 def boundaries_of(lengths):
     return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def assert_gradients_close(found, expected):
+    """Of query, key and value, on one scale: a single token has no gradient but that of its value."""
+    assert_all_close(*(dict(zip(("query", "key", "value"), grads)) for grads in (found, expected)))
 
 
 def one_by_one(query, key, value, lengths, scale):
@@ -39,44 +53,42 @@ def one_by_one(query, key, value, lengths, scale):
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_values_and_gradients_equal_softmax_attention_of_each_text_alone(lengths, key_heads):
     heads = random_heads(sum(lengths), key_heads=key_heads)
-    boundaries, weights = boundaries_of(lengths), torch.randn(sum(lengths), 4, 8)
+    cu_seqlens, weights = boundaries_of(lengths), torch.randn(sum(lengths), 4, 8)
     expected = one_by_one(*heads, lengths, scale=0.3)
     expected_grads = torch.autograd.grad((expected * weights).sum(), heads)
     ways = {
-        "operator": packed_attention(*heads, boundaries, max(lengths), 0.3)[0],
-        "text by text": attention_by_text(*heads, boundaries, 0.3),
+        "operator": packed_attention(*heads, cu_seqlens, max(lengths), 0.3)[0],
+        "text by text": attention_by_text(*heads, cu_seqlens, 0.3),
     }
     for name, output in ways.items():
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5, msg=name)
-        for ours, theirs in zip(torch.autograd.grad((output * weights).sum(), heads), expected_grads):
-            assert theirs.abs().max() > 0.01 or max(lengths) == 1, "vacuous: no gradient"
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=name)
+        assert_close(output, expected, name=name)
+        assert_gradients_close(torch.autograd.grad((output * weights).sum(), heads), expected_grads)
+    at_all = [grad.abs().max() > 0.01 for grad in expected_grads]
+    assert at_all == [max(lengths) > 1, max(lengths) > 1, True], "vacuous: no gradient"
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_one_query_a_text_gets_what_its_last_token_gets(lengths):
     query, key, value = random_heads(sum(lengths))
-    boundaries, weights = boundaries_of(lengths), torch.randn(len(lengths), 4, 8)
-    last = boundaries[1:].long() - 1
+    cu_seqlens, weights = boundaries_of(lengths), torch.randn(len(lengths), 4, 8)
+    last = cu_seqlens[1:].long() - 1
     expected = one_by_one(query, key, value, lengths, scale=0.3)[last]
     expected_grads = torch.autograd.grad((expected * weights).sum(), (query, key, value))
     for output in (
-        packed_attention(query[last], key, value, boundaries, max(lengths), 0.3)[0],
-        attention_by_text(query[last], key, value, boundaries, 0.3),
+        packed_attention(query[last], key, value, cu_seqlens, max(lengths), 0.3)[0],
+        attention_by_text(query[last], key, value, cu_seqlens, 0.3),
     ):
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
-        grads = torch.autograd.grad((output * weights).sum(), (query, key, value))
-        for ours, theirs in zip(grads, expected_grads):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        assert_close(output, expected)
+        assert_gradients_close(torch.autograd.grad((output * weights).sum(), (query, key, value)), expected_grads)
 
 
 def test_no_text_sees_another():
     query, key, value = (tensor.detach() for tensor in random_heads(10))
-    boundaries = boundaries_of([4, 6])
-    before, _ = packed_attention(query, key, value, boundaries, 6, 0.3)
+    cu_seqlens = boundaries_of([4, 6])
+    before, _ = packed_attention(query, key, value, cu_seqlens, 6, 0.3)
     key[:4] += 1
     value[:4] += 1
-    after, _ = packed_attention(query, key, value, boundaries, 6, 0.3)
+    after, _ = packed_attention(query, key, value, cu_seqlens, 6, 0.3)
     assert (after[:4] - before[:4]).abs().min() > 0, "vacuous: nothing changed"
     assert torch.equal(after[4:], before[4:])
 
@@ -98,10 +110,14 @@ def test_a_shared_prefix_counts_as_if_it_stood_before_every_text():
     output, logsumexp = packed_attention(query, key, value, boundaries_of(lengths), 9, 0.3)
     assert (output - expected).abs().max() > 0.1, "vacuous: the prefix does not matter"
     joined = attend_to_prefix(query, output, logsumexp, *shared[1:], 0.3)
-    torch.testing.assert_close(joined, expected, rtol=0, atol=1e-5)
+    assert_close(joined, expected)
 
 
 # The whole model --------------------------------------------------------------------------------
+
+
+def gradients_of(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("recompute", [None, "selective", "full"])
@@ -124,13 +140,9 @@ def test_a_packed_pass_equals_padded_ones_in_values_and_gradients(embedder, impl
     (part,) = pack(token_ids, token_budget=1000)
     ours = embedder.embed_pack(part)
     assert part.num_tokens < padded.numel(), "vacuous: packing saves nothing"
-    torch.testing.assert_close(ours, expected[part.rows], rtol=0, atol=1e-5)
+    assert_close(ours, expected[part.rows])
     (ours * weights[part.rows]).sum().backward()
-    theirs = dict(reference.named_parameters())
-    largest = max(parameter.grad.abs().max() for parameter in theirs.values())
-    for name, parameter in embedder.model.named_parameters():
-        difference = (parameter.grad - theirs[name].grad).abs().max() / largest
-        assert difference < 1e-5, f"{name}: {difference}"
+    assert_all_close(gradients_of(embedder.model), gradients_of(reference))
 
 
 def test_a_plain_padded_call_of_the_model_is_right_too(embedder):
@@ -140,8 +152,8 @@ def test_a_plain_padded_call_of_the_model_is_right_too(embedder):
     padded, mask = torch.tensor([[0, 0, *ids]]), torch.tensor([[0, 0] + [1] * len(ids)])
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     left = embedder.model(input_ids=padded, attention_mask=mask, position_ids=positions).last_hidden_state[0, -1]
-    torch.testing.assert_close(left, alone, rtol=0, atol=1e-5)
-    torch.testing.assert_close(embedder.embed([ids])[0], alone, rtol=0, atol=1e-5)
+    assert_close(left, alone)
+    assert_close(embedder.embed([ids])[0], alone)
 
 
 @pytest.mark.skipif(" " in torch.__file__, reason="torch cannot compile for a CPU from a folder with spaces")
@@ -158,9 +170,8 @@ def test_compiled_layers_give_the_same_embeddings_and_gradients(embedder):
     embedder.model, compiled = plain, embedder.model
     expected = embedder.embed(token_ids)
     (expected * weights).sum().backward()
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
-    for (name, mine), theirs in zip(compiled.named_parameters(), plain.parameters()):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
+    assert_close(ours, expected)
+    assert_all_close(gradients_of(compiled), gradients_of(plain))
 
 
 def test_compiling_from_a_folder_with_spaces_is_an_error(embedder, monkeypatch):
@@ -176,7 +187,7 @@ def test_varlen_attention_equals_texts_one_by_one_on_a_gpu():
     heads = [tensor.detach().cuda().bfloat16() for tensor in random_heads(sum(lengths), dim=64)]
     output = attention.attention_varlen(*heads, boundaries_of(lengths).cuda(), max(lengths), 0.125)
     expected = one_by_one(*(tensor.float().cpu() for tensor in heads), lengths, 0.125)
-    torch.testing.assert_close(output.float().cpu(), expected, rtol=0, atol=2e-2)
+    assert_close(output.float(), expected, eps=1e-2)
     assert F.cosine_similarity(output.float().cpu().flatten(), expected.flatten(), dim=0) > 0.999
 
 
@@ -184,7 +195,19 @@ def test_half_precision_of_training_reaches_attention_in_one_dtype(embedder):
     """Norms with float32 weights hand on float32 queries and keys under autocast, beside half-precision values."""
     token_ids = embedder.tokenize(SENTENCES)
     exact = embedder.embed(token_ids)
-    embedder.half = torch.bfloat16
+    embedder.autocast_dtype = torch.bfloat16
     rounded = embedder.embed(token_ids)
     assert not torch.equal(exact, rounded.float()), "vacuous: nothing was rounded"
     assert torch.nn.functional.cosine_similarity(exact, rounded.float()).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("layer", "digest"), [(Qwen3DecoderLayer, "5beeaca20f36b891"), (Qwen3Attention, "fc9be731e817468d")]
+)
+def test_the_layer_that_the_last_tokens_follow_is_the_one_of_the_installed_library(layer, digest):
+    """`_of_last_tokens` computes what transformers 5.23 does: compare both when this fails, then put the new digest."""
+    code = plain_code(textwrap.dedent(inspect.getsource(layer.forward)))
+    assert "hidden_states" in code, "vacuous: not the code of a layer"
+    assert hashlib.sha256(code.encode()).hexdigest()[:16] == digest, (
+        f"transformers {transformers.__version__} has another {layer.__name__}.forward than 5.23"
+    )

@@ -196,7 +196,8 @@ def test_the_texts_of_a_batch_are_unique_and_all_used(batches):
 
 
 def test_no_hard_negatives_leave_queries_and_passages(small_store, tiny_training):
-    none = replace(tiny_training, hard_negatives=HardNegatives(retrieval=0, clustering=0, classification=0))
+    none = HardNegatives(retrieval=0, clustering=0, classification=0)
+    none = replace(tiny_training, hard_negatives=none, distillation_weight=1.0)
     batch = HomogeneousBatches(small_store, none, seed=0, stage1=True)[0]
     assert batch.hard_negatives.shape == (4, 0)
     assert len(batch.texts) == 8

@@ -3,14 +3,16 @@
 import importlib
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks import data, distillation, encode, harness, legs, matryoshka, prune, training
-from benchmarks.table import NAMES, lines
+from benchmarks import data, distillation, encode, harness, legs, prune, table, training
+from benchmarks.table import MARKS, NAMES, lines
 from f2llm.losses import matryoshka_dims
 from f2llm.tokens import Tokens
 
@@ -64,23 +66,11 @@ def test_a_child_that_fails_is_an_error_with_its_message():
         harness.in_child("json.tool", "no-such-file")
 
 
-def test_the_quick_matryoshka_run_ends_well_and_writes_nothing(capsys):
-    before = {path: path.stat().st_mtime_ns for path in harness.RESULTS.glob("*")}
-    held = torch.ones(2**29, dtype=torch.uint8)  # a parent larger than its children must not hide their growth
-    ratios = matryoshka.main(["--quick"])
-    assert harness.peak_memory() > len(held)
-    assert json.loads(capsys.readouterr().out) == ratios
-    assert ratios.keys() == {"vs_naive", "vs_naive_memory"}
-    for name, values in ratios.items():
-        assert all(math.isfinite(values[part]) and values[part] > 0 for part in ("min", "median", "max")), name
-        assert values["min"] <= values["median"] <= values["max"] and values["goal"] > 1
-    assert {path: path.stat().st_mtime_ns for path in harness.RESULTS.glob("*")} == before
-
-
-def test_the_matryoshka_legs_do_the_same_work():
-    outcomes = {name: leg() for name, leg in matryoshka.make_legs(matryoshka.QUICK).items()}
-    assert tuple(outcomes) == matryoshka.LEGS
-    harness.gate(outcomes)
+def test_the_peak_memory_of_a_child_is_not_that_of_its_parent():
+    held = torch.ones(2**30, dtype=torch.uint8)
+    code = "from benchmarks.harness import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, check=True)
+    assert 2**20 < int(done.stdout) < len(held) < harness.peak_memory()
 
 
 # Training and encoding --------------------------------------------------------------------------
@@ -106,7 +96,7 @@ def test_the_quick_runs_end_well_and_write_nothing(program, names, capsys):
 
 @pytest.fixture(scope="module")
 def token_batch():
-    return legs.draw_batch(2, legs.word_tokenizer(legs.SMALL_SHAPE["vocab"]), np.random.default_rng(0))
+    return legs.draw_batch(2, legs.word_tokenizer(legs.SMALL_SHAPE["vocab_size"]), np.random.default_rng(0))
 
 
 def test_texts_follow_their_law_and_end_with_eos():
@@ -126,18 +116,28 @@ def test_padding_is_the_share_of_pads_in_what_is_computed(token_batch):
     by_column = 1 - sum(lengths) / sum(2 * max(pair) for pair in pairs)
     assert token_batch.padding_by_column() == pytest.approx(by_column)
     _, mask = legs.pad(token_batch.token_ids, 0)
-    assert mask.sum(1).tolist() == lengths and (mask == 0).float().mean() == pytest.approx(token_batch.padding())
+    assert mask.sum(1).tolist() == lengths and (mask == 0).float().mean() == pytest.approx(
+        token_batch.padding(), rel=1e-5
+    )
 
 
 def test_useful_flops_count_weights_and_the_causal_half_of_attention():
-    shape = {"hidden": 3, "layers": 2, "query_heads": 4, "key_value_heads": 2, "head": 5, "mlp": 7, "vocab": 11}
+    shape = {
+        "hidden_size": 3,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 5,
+        "intermediate_size": 7,
+        "vocab_size": 11,
+    }
     weights = 3 * 20 + 2 * 3 * 10 + 20 * 3 + 3 * 3 * 7
     attention = 2 * 2 * 20 * (6**2 + 2**2) / 2  # scores and their sums of values
     assert legs.useful_flops(shape, [[0] * 6, [0] * 2]) == 3 * 2 * (2 * weights * 8 + attention)
 
 
 def test_the_authors_step_is_the_same_with_and_without_checkpointing_and_pads_in_attention(token_batch):
-    dims = matryoshka_dims(legs.SMALL_SHAPE["hidden"], legs.MIN_DIM)
+    dims = matryoshka_dims(legs.SMALL_SHAPE["hidden_size"], legs.MIN_DIM)
     outcomes = {}
     for attention in ("sdpa", legs.UNPADDED):
         for checkpointing in (True, False):
@@ -176,14 +176,14 @@ def test_memory_of_a_step_counts_its_tokens_and_not_the_way():
     from benchmarks.memory import growth
 
     cached, plain = growth(3, cached=True), growth(3, cached=False)
-    assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert cached["loss"] == pytest.approx(plain["loss"], rel=1e-4) and plain["loss"] > 1
     assert cached["tokens"] == plain["tokens"] > 1000 and plain["growth_mib"] >= 0
 
 
 def test_every_benchmark_of_the_table_is_one_that_make_bench_runs():
     (line,) = (line for line in (harness.ROOT / "Makefile").read_text().splitlines() if "-m benchmarks.$$name" in line)
     ran = line.partition(" in ")[2].partition(";")[0].split()
-    assert [f"{name}_cpu" for name in ran] == [name for name in NAMES if name != "gpu"] and len(ran) > 6
+    assert [f"{name}_cpu" for name in ran] == [name for name in NAMES if name != "gpu"] and len(ran) > 5
     for name in ran:
         assert importlib.import_module(f"benchmarks.{name}").main
 
@@ -200,7 +200,7 @@ def test_the_cached_way_of_distillation_is_compared_with_equal_losses(tmp_path, 
 def test_pruning_is_measured_on_the_shape_of_0_6b_and_processes_that_disagree_are_an_error():
     settings, students, config = prune.settings_of(quick=False)
     assert settings["shape"] == {key: getattr(config.backbone, key) for key in prune.CONFIG_NAMES}
-    assert list(students) == ["330M", "160M", "80M"] and settings["shape"]["hidden_dim"] == 1024
+    assert list(students) == ["330M", "160M", "80M"] and settings["shape"]["hidden_size"] == 1024
     one = {"scores_seconds": 2.0, "cut_seconds": 1.0, "added_mib": 5.0, "scores_mib": 1.0, "student_mib": 3.0}
     one |= {"tokens": 9, "parameters": 7, "sum_of_scores": 0.5}
     other = one | {"parameters": 6, "scores_seconds": 3.0}
@@ -232,6 +232,19 @@ def test_the_data_legs_draw_the_same_tokens_from_both_layouts(tmp_path, monkeypa
     found = data.figures(legs, [num])
     assert {"memory_growth_mb", "startup_s", "rows_per_s"} <= set(found)
     assert found["memory_growth_mb"]["median"] == 0 and found["startup_s"]["at_most"]
+
+
+def test_the_table_goes_into_the_readme_of_the_benchmarks(tmp_path, monkeypatch):
+    committed = (harness.ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "benchmarks").mkdir()
+    path = tmp_path / "benchmarks" / "README.md"
+    path.write_text(f"Before.\n\n{MARKS[0]}\nold\n{MARKS[1]}\n\nAfter.\n")
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    table.main()
+    written = "\n".join(lines())
+    assert path.read_text() == f"Before.\n\n{MARKS[0]}\n\n{written}\n\n{MARKS[1]}\n\nAfter.\n"
+    assert f"{MARKS[0]}\n\n{written}\n\n{MARKS[1]}" in committed, "remedy: python -m benchmarks.table"
+    assert written.count("\n| ") > 20, "vacuous"
 
 
 def test_the_table_names_what_was_missed_and_what_was_not_run(tmp_path):

@@ -1,6 +1,7 @@
 """params.yaml to one checked configuration: merging, every kind of mistake, and numbers as DVC writes them."""
 
 import copy
+import pickle
 import re
 from dataclasses import FrozenInstanceError, replace
 
@@ -23,6 +24,7 @@ def place(params, path, value):
 
 
 NAMES = "nano, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M"
+TEACHERS = "none, hub:<repository>@<commit of the hub, 40 digits>, experiment:<name> or folder:<path>, as in "
 HUB = "hub:codefuse-ai/F2LLM-v2-4B@" + "0" * 40
 
 
@@ -58,15 +60,41 @@ def test_what_a_size_says_of_a_recipe_holds_under_that_one_alone(params):
 def test_a_size_goes_over_its_recipe_and_an_override_over_both(params):
     recipe, size = params["recipes"][params["recipe"]], params["sizes"]["nano"]
     config = resolve(params, "nano")
-    assert config.stage1.temperature == recipe["stage1"]["temperature"]
-    assert config.stage1.learning_rate == size["stage1"]["learning_rate"] != recipe["stage1"]["learning_rate"]
-    assert config.mine.keep == size["mine"]["keep"] != recipe["mine"]["keep"]
-    assert config.mine.skip == recipe["mine"]["skip"]
+    assert config.stage1.temperature == recipe["training"]["temperature"]
+    assert config.stage1.learning_rate == size["training"]["learning_rate"] != recipe["training"]["learning_rate"]
+    assert config.mine.num_negatives == size["mine"]["num_negatives"] != recipe["mine"]["num_negatives"]
+    assert config.mine.range_min == recipe["mine"]["range_min"]
     params["override"] = {"stage1": {"temperature": 0.1}}
     assert resolve(params, "nano").stage1.temperature == 0.1
     changed = resolve(params, "nano", {"stage1": {"temperature": 0.2}, "seed": 7})
     assert (changed.stage1.temperature, changed.seed) == (0.2, 7)
     assert changed.stage2 == config.stage2
+
+
+def test_the_section_training_reaches_all_trainings_and_a_stages_own_value_goes_over_it(params):
+    def seen(config, key):
+        return [getattr(config.training(*stage), key) for stage in (["stage1"], ["stage2"], ["distill", "pico"])]
+
+    assert seen(resolve(params, "nano"), "temperature") == [0.05, 0.05, 0.05]
+    params["recipes"]["v2"]["training"]["temperature"] = 0.1
+    params["recipes"]["v2"]["stage2"] = {"temperature": 0.2}
+    assert seen(resolve(params, "nano"), "temperature") == [0.1, 0.2, 0.1]
+    params["sizes"]["nano"]["training"]["temperature"] = 0.3
+    assert seen(resolve(params, "nano"), "temperature") == [0.3, 0.3, 0.3], "a size goes over its recipe's stages"
+    params["sizes"]["nano"]["v2"]["distill"]["temperature"] = 0.4
+    assert seen(resolve(params, "nano"), "temperature") == [0.3, 0.3, 0.4]
+    params["override"] = {"training": {"temperature": 0.5}, "stage1": {"temperature": 0.6}}
+    assert seen(resolve(params, "nano"), "temperature") == [0.6, 0.5, 0.5]
+    params["sizes"]["nano"]["prune"]["students"]["pico"]["distill"] = {"temperature": 0.7}
+    assert seen(resolve(params, "nano"), "temperature") == [0.6, 0.5, 0.5], "an override goes over a student's own"
+    assert seen(resolve(params, "nano", {"training": {"epochs": 1}}), "epochs") == [1, 1, 1]
+
+
+def test_params_yaml_states_no_value_by_anchor_or_merge_key():
+    """DVC writes both out as copies, which a later edit of the original value would not reach."""
+    events = list(yaml.parse((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    assert len(events) > 300, "vacuous: hardly anything was read"
+    assert not [event for event in events if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)]
 
 
 def test_a_size_with_a_base_takes_the_rest_from_it(params):
@@ -84,6 +112,17 @@ def test_resolving_changes_neither_params_nor_an_earlier_configuration(params):
         config.seed = 1
 
 
+def test_a_configuration_can_be_copied_with_other_values_and_sent_to_another_process(params):
+    config = resolve(params, "nano")
+    assert pickle.loads(pickle.dumps(config)) == config
+    changed = replace(config.data, source="released", only=["squad"])
+    assert (changed.source, changed.mirror) == ("released", config.data.mirror)
+    assert type(replace(config.stage1, temperature=1).temperature) is float
+    for wrong in ({"temperature": 0.0}, {"epochs": True}, {"min_learning_rate": 1.0}):
+        with pytest.raises(ValueError, match=min(wrong)):
+            replace(config.stage1, **wrong)
+
+
 def test_sizes_of_digits_stay_names(params):
     for size in ("1.7B", "8B", "330M"):
         params["model"]["size"] = size
@@ -94,7 +133,7 @@ def test_sizes_of_digits_stay_names(params):
 
 
 def test_a_students_own_distillation_goes_over_the_common_one_and_an_override_over_both(params):
-    common = params["recipes"]["v2"]["distill"]
+    common = params["recipes"]["v2"]["training"]
     own = {name: student["distill"] for name, student in params["sizes"]["0.6B"]["prune"]["students"].items()}
     found = resolve(params, "0.6B").distill
     assert found.keys() == own.keys() == {"330M", "160M", "80M"}
@@ -137,23 +176,33 @@ def test_students_that_are_left_out_are_gone_everywhere(params):
     ("path", "value", "message"),
     [
         ("model.size", "nanno", f"model.size is 'nanno', but params.yaml offers only: {NAMES}; did you mean 'nano'?"),
-        ("model", {"width": 3}, "model is {'width': 3}, but must be a table with the one key size"),
+        ("model", {"width": 3}, "params.yaml: model: unknown key 'width'; known keys: size"),
+        ("model", "nano", "model is 'nano', but must be a table of keys and values"),
         ("recipe", "v3", "recipe is 'v3', but params.yaml offers only: v2, v1"),
         ("colour", "red", "params.yaml: unknown key 'colour'"),
-        ("recipes.v2.stage1.temprature", 0.1, "unknown key 'temprature'; did you mean 'temperature'?"),
+        ("recipes.v2.stage1.temprature", 0.1, "stage1: unknown key 'temprature'; did you mean 'temperature'?"),
+        ("recipes.v2.training.temprature", 0.1, "stage1: unknown key 'temprature'; did you mean 'temperature'?"),
+        ("recipes.v2.training", 0.1, "recipes.v2.training is 0.1, but must be a table of keys and values"),
         ("sizes.nano.minne", {}, "unknown key 'minne'; did you mean 'mine'?"),
-        ("sizes.nano.base", "micro", f"sizes.nano.base is 'micro', but params.yaml offers only: {NAMES}"),
+        ("sizes.nano.base", "micro", f"sizes.nano.base is 'micro', but params.yaml offers only: {NAMES[6:]}"),
+        ("sizes.nano.base", "nano", f"sizes.nano.base is 'nano', but params.yaml offers only: {NAMES[6:]}"),
+        ("recipes.v2.base", "v2", "recipes.v2.base is 'v2', but params.yaml offers only: v1"),
         ("sizes.nano.v3", {}, "params.yaml: unknown key 'v3'"),
         ("sizes.nano.prune.students.pico.distill", {"epoch": 1}, "distill.pico: unknown key 'epoch'; did you mean"),
         ("sizes.nano.prune.students.pico.width", 3, "prune.students.pico: unknown key 'width'"),
-        ("recipes.v2.teacher", None, "teacher is None (NoneType), but must be of type str"),
+        ("recipes.v2.teacher", None, "teacher is None, but must be none, hub:<repository>@<commit"),
+        ("recipes.v2.data.mirror", None, "data.mirror is None (NoneType), but must be of type str"),
         ("override", 3, "override is 3, but must be a table of keys and values"),
         ("seed", "0", "seed is '0' (str), but must be of type int"),
         ("seed", True, "seed is True (bool), but must be of type int"),
-        ("sizes.nano.stage1.max_steps", 1.5, "stage1.max_steps is 1.5 (float), but must be of type int"),
-        ("sizes.nano.stage1.learning_rate", "fast", "stage1.learning_rate is 'fast' (str), but must be of type float"),
+        ("sizes.nano.training.max_steps", 1.5, "stage1.max_steps is 1.5 (float), but must be of type int"),
+        (
+            "sizes.nano.training.learning_rate",
+            "fast",
+            "learning_rate is 'fast' (str), but must be of type float",
+        ),
         ("recipes.v2.stage1.instructions", "no", "stage1.instructions is 'no' (str), but must be of type bool"),
-        ("recipes.v2.stage1.betas", 0.9, "stage1.betas is 0.9, but must be a list of float"),
+        ("recipes.v2.stage1.betas", 0.9, "stage1.betas is 0.9, but must be two numbers above 0 and below 1"),
         ("sizes.nano.evaluate.dims", ["a"], "evaluate.dims is 'a' (str), but must be of type int"),
         ("sizes.nano.backbone", "qwen", "backbone is 'qwen', but must be a table of keys and values"),
     ],
@@ -166,7 +215,11 @@ def test_a_wrong_key_or_type_is_named_with_what_is_allowed(params, path, value, 
 
 @pytest.mark.parametrize(
     ("path", "missing"),
-    [("seed", "seed"), ("recipes.v2.stage1.temperature", "temperature"), ("sizes.nano.backbone.vocab", "vocab")],
+    [
+        ("seed", "seed"),
+        ("recipes.v2.training.temperature", "temperature"),
+        ("sizes.nano.backbone.vocab_size", "vocab_size"),
+    ],
 )
 def test_a_missing_key_is_named(params, path, missing):
     *tables, key = path.split(".")
@@ -182,10 +235,15 @@ def test_a_missing_key_is_named(params, path, missing):
     ("override", "message"),
     [
         ({"stage1": {"learning_rate": -1.0}}, "stage1.learning_rate is -1.0, but must be above 0"),
-        ({"stage1": {"learning_rate": 0}}, "stage1.learning_rate is 0.0, but must be above 0"),
-        ({"stage2": {"temperature": float("nan")}}, "stage2.temperature is nan"),
+        ({"stage1": {"learning_rate": 0}}, "stage1.learning_rate is 0, but must be above 0"),
+        ({"stage2": {"temperature": float("nan")}}, "stage2.temperature is nan, but must be above 0"),
+        ({"machine": {"threads": -1}}, "machine.threads is -1, but must be 0 or more"),
+        ({"training": {"temperature": 0}}, "stage1.temperature is 0, but must be above 0"),
+        ({"training": {"epochs": 0}}, "stage2.epochs is 0, but must be above 0"),
+        ({"training": 1}, "override.training is 1, but must be a table of keys and values"),
+        ({"mine": {"max_score": 0.0}}, "mine.max_score is 0.0, but must be a share above 0, at most 1"),
         ({"stage1": {"weight_decay": -0.1}}, "stage1.weight_decay is -0.1, but must be 0 or more"),
-        ({"stage2": {"document_instruction_share": 1.1}}, "is 1.1, but is a share and must not exceed 1"),
+        ({"stage2": {"document_instruction_share": 1.1}}, "is 1.1, but must be a share from 0 to 1"),
         ({"data": {"held_out_percent": 60}}, "data.held_out_percent is 60, but must be from 1 to 50"),
         (
             {"data": {"from": "embeded"}},
@@ -193,7 +251,7 @@ def test_a_missing_key_is_named(params, path, missing):
         ),
         ({"data": {"revision": "main"}}, "data.revision is 'main', but must be a commit of the hub: 40"),
         ({"data": {"licences": "free"}}, "data.licences is 'free', but must be one of: all, known, commercial"),
-        ({"data": {"deduplicate": True}}, "data.deduplicate is True (bool), but must be of type str"),
+        ({"data": {"deduplicate": True}}, "data.deduplicate is True, but must be one of: none, exact, normalised"),
         ({"distill": 3}, "override.distill is 3, but must be a table of keys and values"),
         ({"distill": {"epochs": 0}}, "distill.pico.epochs is 0, but must be above 0"),
         ({"distill": {"pico": {"epochs": 1}}}, "distill.pico: unknown key 'pico'"),
@@ -202,27 +260,42 @@ def test_a_missing_key_is_named(params, path, missing):
             "prune.leave_out has 'pica', but the students are: pico, femto, atto; did you mean 'pico'?",
         ),
         ({"prune": {"channels": "best"}}, "prune.channels is 'best', but must be one of: importance, first, random"),
-        ({"teacher": "web:model"}, "teacher is 'web:model', but must be none, hub:<repository>@<commit>, experiment:"),
-        ({"teacher": "folder:"}, "teacher is 'folder:', but must be none, hub:<repository>@<commit>, experiment:"),
-        ({"teacher": "hub:a/b"}, "teacher is 'hub:a/b', but needs a commit of the hub: hub:<repository>@<40 digits>"),
-        ({"teacher": "hub:a/b@main"}, "teacher is 'hub:a/b@main', but needs a commit of the hub"),
+        (
+            {"teacher": "web:model"},
+            f"teacher is 'web:model', but must be {TEACHERS}",
+        ),
+        (
+            {"teacher": "folder:"},
+            f"teacher is 'folder:', but must be {TEACHERS}",
+        ),
+        (
+            {"teacher": "hub:a/b"},
+            f"teacher is 'hub:a/b', but must be {TEACHERS}",
+        ),
+        (
+            {"teacher": "hub:a/b@main"},
+            f"teacher is 'hub:a/b@main', but must be {TEACHERS}",
+        ),
         ({"backbone": {"from": "hub"}}, "backbone.name is null, but backbone.from hub needs it; remedy: name one"),
         ({"backbone": {"from": "hub", "name": "a/b"}}, "backbone.revision is null, but backbone.from hub needs it"),
         (
             {"backbone": {"from": "hub", "name": "a/b", "revision": "main"}},
             "backbone.revision is 'main', but must be a commit of the hub: 40 hexadecimal digits",
         ),
-        ({"backbone": {"init_range": None}}, "backbone.init_range is null, but backbone.from embedded needs it"),
+        (
+            {"backbone": {"initializer_range": None}},
+            "backbone.initializer_range is null, but backbone.from embedded needs it",
+        ),
         ({"backbone": {"pretrain": None}}, "backbone.pretrain is null, but backbone.from embedded needs it"),
-        ({"mine": {"skip_after": "all"}}, "mine.skip_after is 'all', but must be one of: ranking, limits"),
+        ({"mine": {"range_min_after": "all"}}, "mine.range_min_after is 'all', but must be one of: ranking, limits"),
         ({"mine": {"miner": "embedder:"}}, "mine.miner is 'embedder:', but must be tfidf, embedder:<folder> or"),
         ({"mine": {"miner": "bm25"}}, "mine.miner is 'bm25', but must be tfidf"),
         ({"mine": {"anchor": "text"}}, "mine.anchor is 'text', but must be one of: query, passage"),
         (
             {"stage1": {"in_batch_tasks": ["ranking"]}},
-            "in_batch_tasks has ['ranking'], but tasks are: retrieval",
+            "stage1.in_batch_tasks is 'ranking', but must be one of: retrieval, clustering",
         ),
-        ({"stage1": {"betas": [0.9]}}, "stage1.betas is [0.9], but must be two numbers below 1"),
+        ({"stage1": {"betas": [0.9]}}, "stage1.betas is [0.9], but must be two numbers above 0 and below 1"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_rule(params, override, message):
@@ -232,16 +305,19 @@ def test_a_value_out_of_range_is_named_with_its_rule(params, override, message):
 
 def test_values_that_contradict_each_other_are_named_together(params):
     config = resolve(params, "nano")
-    dim, keep, range_max = config.backbone.hidden_dim, config.mine.keep, config.mine.range_max
+    dim, keep, range_max = config.backbone.hidden_size, config.mine.num_negatives, config.mine.range_max
     contradictions = [
-        ({"backbone": {"query_heads": 3}}, "query_heads is 3, but must be a multiple of key_value_heads, 2"),
-        ({"backbone": {"head_dim": 7}}, "head_dim is 7"),
         (
-            {"mine": {"keep": range_max}},
-            f"keep is {range_max}, but only {range_max - config.mine.skip} candidates",
+            {"backbone": {"num_attention_heads": 3}},
+            "num_attention_heads is 3, but must be a multiple of num_key_value_heads, 2",
+        ),
+        ({"backbone": {"head_dim": 7}}, "backbone.head_dim is 7, but must be an even number"),
+        (
+            {"mine": {"num_negatives": range_max}},
+            f"num_negatives is {range_max}, but only {range_max - config.mine.range_min} candidates",
         ),
         ({"stage1": {"min_learning_rate": 1.0}}, "min_learning_rate is 1.0, but must not exceed learning_rate"),
-        ({"stage1": {"global_batch_size": 1}}, "global_batch_size is 1"),
+        ({"stage1": {"global_batch_size": 1}}, "stage1.global_batch_size is 1, but must be 2 or more"),
         ({"stage1": {"hard_negatives": {"retrieval": keep + 1}}}, f"retrieval is {keep + 1}, but only {keep} are kept"),
         (
             {"stage2": {"matryoshka_min_dim": dim + 1}},
@@ -255,11 +331,11 @@ def test_values_that_contradict_each_other_are_named_together(params):
             {"data": {"cap_per_source": 10}},
             "data.cap_per_source is 10, but stage2.cap_per_source asks for 80000",
         ),
-        ({"stage2": {"max_tokens": 1}}, "max_tokens is 1, but one token and EOS are the least: 2"),
+        ({"stage2": {"max_tokens": 1}}, "stage2.max_tokens is 1, but must be 2 or more (one token and EOS)"),
         ({"evaluate": {"dims": [dim + 1]}}, f"evaluate.dims has {dim + 1}, but the embedding has only {dim}"),
         (
-            {"prune": {"students": {"big": {"hidden_dim": dim + 1, "mlp_dim": 8, "layers": 1}}}},
-            f"prune.students.big.hidden_dim is {dim + 1}, but pruning only removes: at most the backbone's {dim}",
+            {"prune": {"students": {"big": {"hidden_size": dim + 1, "intermediate_size": 8, "num_hidden_layers": 1}}}},
+            f"prune.students.big.hidden_size is {dim + 1}, but pruning only removes: at most the backbone's {dim}",
         ),
         (
             {"distill": {"matryoshka_min_dim": 33}},
@@ -275,9 +351,9 @@ def test_values_that_contradict_each_other_are_named_together(params):
 
 def test_what_may_be_null_or_named_in_several_ways_is_taken(params):
     assert resolve(params, "nano", {"data": {"revision": None}}).data.revision is None
-    hub = {"from": "hub", "name": "a/b", "revision": "0" * 40, "init_range": None, "pretrain": None}
+    hub = {"from": "hub", "name": "a/b", "revision": "0" * 40, "initializer_range": None, "pretrain": None}
     backbone = resolve(params, "nano", {"backbone": hub}).backbone
-    assert (backbone.source, backbone.name, backbone.init_range, backbone.pretrain) == ("hub", "a/b", None, None)
+    assert (backbone.source, backbone.name, backbone.initializer_range, backbone.pretrain) == ("hub", "a/b", None, None)
     for teacher in (HUB, "experiment:larger", "folder:models/larger"):
         override = {"teacher": teacher, "stage2": {"distillation_weight": 1.0}}
         assert resolve(params, "nano", override).teacher == teacher
@@ -394,10 +470,10 @@ def test_load_config_reads_the_params_of_the_repository_from_any_folder_in_it(mo
         ("sizes.nano.prune.students", 3, "prune.students is 3, but must be a table"),
         ("sizes.nano.prune.students.pico", 3, "prune.students.pico is 3, but must be a table"),
         ("sizes.nano.prune.students.pico.distill", 3, "prune.students.pico.distill is 3, but must be a table"),
-        ("recipes.v2.prune.leave_out", "pico", "prune.leave_out is 'pico', but must be a list of str"),
-        ("recipes.v2.prune.leave_out", None, "prune.leave_out is None, but must be a list of str"),
+        ("recipes.v2.prune.leave_out", "pico", "prune.leave_out is 'pico', but must be a list"),
+        ("recipes.v2.prune.leave_out", None, "prune.leave_out is None, but must be a list"),
         ("override", {"prune": 3}, "prune is 3, but must be a table"),
-        ("sizes.nano.teacher", "hub:" + 40 * "0", "needs a commit of the hub: hub:<repository>@<40 digits>"),
+        ("sizes.nano.teacher", "hub:" + 40 * "0", "must be none, hub:<repository>@<commit of the hub, 40 digits>"),
     ],
 )
 def test_what_is_no_table_or_list_is_named_before_it_is_merged(params, path, value, message):

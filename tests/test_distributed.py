@@ -5,20 +5,22 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ranks
 import torch
 from conftest import ROOT, write_small_store
+from helpers import ranks
+from helpers.closeness import assert_all_close, assert_close
 from safetensors.torch import load_file
 
 from f2llm import distributed
 from f2llm.batches import HomogeneousBatches
 from f2llm.model import Embedder
 from f2llm.step import compute_losses
-from f2llm.tuples import TupleStore
+from f2llm.store.tuples import TupleStore
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,13 @@ def folder(_session_model, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def gradients(folder):
+    """gradients(name) -> (losses, {parameter: gradient}) of one process under that setting, computed once."""
+    training, machine = ranks.plans(ROOT / "params.yaml")
+    return cache(lambda name: ranks.gradients(folder, training, machine, ranks.SETTINGS[name]))
+
+
+@pytest.fixture(scope="module")
 def of_two(folder, tmp_path_factory):
     """Where two processes left their results."""
     out = tmp_path_factory.mktemp("two")
@@ -48,18 +57,21 @@ def of_two(folder, tmp_path_factory):
     return out
 
 
+def assert_same_losses(found, expected, training):
+    """On the scale of the similarities that they are differences of: with a single passage the true loss is 0."""
+    assert found.keys() == expected.keys() and max(expected.values()) > 0.1, "vacuous: no loss"
+    for name, loss in expected.items():
+        assert_close(found[name], loss, scale=max(loss, 1 / training.temperature), name=name)
+
+
 @pytest.mark.parametrize("name", ranks.SETTINGS)
-def test_losses_and_gradients_of_two_processes_are_those_of_one(folder, of_two, name):
-    training, machine = ranks.plans(ROOT / "params.yaml")
-    losses, expected = ranks.gradients(folder, training, machine, ranks.SETTINGS[name])
+def test_losses_and_gradients_of_two_processes_are_those_of_one(gradients, of_two, name):
+    training, _ = ranks.plans(ROOT / "params.yaml")
+    losses, expected = gradients(name)
     theirs = load_file(of_two / f"{name}.safetensors")
-    for key, loss in losses.items():
-        assert theirs.pop(f"loss.{key}").item() == pytest.approx(loss, rel=1e-5, abs=1e-6)
-    assert theirs.keys() == expected.keys() and len(expected) > 10
-    largest = max(grad.abs().max() for grad in expected.values())
-    assert largest > 0.01, "vacuous: no gradient"
-    for key, grad in expected.items():
-        assert (theirs[key] - grad).abs().max() / largest < 1e-5, key
+    assert_same_losses({key: theirs.pop(f"loss.{key}").item() for key in losses}, losses, training)
+    assert max(grad.abs().max() for grad in expected.values()) > 0.01, "vacuous: no gradient"
+    assert_all_close(theirs, expected, eps=1e-4)
 
 
 def plain_gradients(folder, training):
@@ -76,22 +88,19 @@ def plain_gradients(folder, training):
 
 
 @pytest.mark.parametrize("name", ranks.SETTINGS)
-def test_gradient_caching_equals_the_plain_step(folder, name):
-    training, machine = ranks.plans(ROOT / "params.yaml")
-    setting = ranks.SETTINGS[name]
-    losses, cached = ranks.gradients(folder, training, machine, setting)
-    of_method = {key: value for key, value in setting.items() if hasattr(training, key)}
+def test_gradient_caching_equals_the_plain_step(folder, gradients, name):
+    training, _ = ranks.plans(ROOT / "params.yaml")
+    losses, cached = gradients(name)
+    of_method = {key: value for key, value in ranks.SETTINGS[name].items() if hasattr(training, key)}
     expected_losses, expected = plain_gradients(folder, replace(training, **of_method))
-    assert losses == pytest.approx(expected_losses, rel=1e-5, abs=1e-6)
-    largest = max(grad.abs().max() for grad in expected.values())
-    for key, grad in expected.items():
-        assert (cached[key] - grad).abs().max() / largest < 1e-5, key
+    assert_same_losses(losses, expected_losses, training)
+    assert_all_close(cached, expected, eps=1e-4)
 
 
-def test_the_gradient_of_queries_only_is_another_one(folder):
-    training, machine = ranks.plans(ROOT / "params.yaml")
-    full, query_only = (ranks.gradients(folder, training, machine, ranks.SETTINGS[n]) for n in ("plain", "query_only"))
-    assert full[0] == query_only[0], "the loss is the same"
+def test_the_gradient_of_queries_only_is_another_one(gradients):
+    training, _ = ranks.plans(ROOT / "params.yaml")
+    full, query_only = gradients("plain"), gradients("query_only")
+    assert_same_losses(query_only[0], full[0], training)
     assert (full[1]["norm.weight"] - query_only[1]["norm.weight"]).abs().max() > 1e-3
 
 
@@ -102,9 +111,12 @@ def test_weights_trained_by_two_processes_are_those_of_one(folder, of_two, tmp_p
     expected, validation = ranks.trained(folder, training, machine, tmp_path, distilled)
     before = Embedder.load(folder / "model").model.state_dict()
     theirs = load_file(of_two / f"{name}.safetensors")
-    assert max((expected[key] - before[key]).abs().max() for key in expected) > 1e-4, "vacuous: nothing was learned"
-    for key, weight in expected.items():
-        torch.testing.assert_close(theirs[key], weight, rtol=1e-3, atol=2e-5, msg=key)
+    of_one, of_both = (
+        torch.cat([(after[key] - before[key]).flatten() for key in expected]) for after in (expected, theirs)
+    )
+    assert of_one.abs().max() > 1e-4, "vacuous: nothing was learned"
+    # As a whole: where a gradient is almost 0, rounding decides the direction of AdamW's step.
+    assert (of_both - of_one).norm() < 0.02 * of_one.norm()
     assert (of_two / name / "step-00000003" / "manifest.json").exists()
     lines = (of_two / name / "validation.csv").read_text().splitlines()
     assert len(lines) == 1 + len(validation) > 10
@@ -126,22 +138,21 @@ def test_two_processes_go_on_from_their_checkpoint_to_the_same_weights(of_two, n
 
 def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
     """A checkpoint of sharded training is whole: here one process restores it."""
-    from f2llm.checkpoint import latest, restore
     from f2llm.optimizer import build_optimizer
+    from f2llm.store.checkpoint import latest, restore
 
     training, _ = ranks.plans(ROOT / "params.yaml")
     states = {}
     for name in ("trained", "trained_sharded"):
         model = Embedder.load(folder / "model", training=True)
         optimizer = build_optimizer(model.model, training)
-        weights, moments, state = restore(latest(of_two / name))
-        distributed.set_whole_state(model.model, optimizer, weights, moments)
+        weights, optimizer_state, state = restore(latest(of_two / name))
+        distributed.load_full_state_dict(model.model, optimizer, weights, optimizer_state)
         assert state["step"] == 3
         assert {value["step"].item() for value in optimizer.state.values()} == {3}
-        states[name] = [value["exp_avg"] for value in optimizer.state.values()]
-    assert max(moment.abs().max() for moment in states["trained"]) > 1e-4, "vacuous: no moments"
-    for one, other in zip(*states.values()):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        states[name] = {number: value["exp_avg"] for number, value in enumerate(optimizer.state.values())}
+    assert max(average.abs().max() for average in states["trained"].values()) > 1e-4, "vacuous: no optimizer_state"
+    assert_all_close(states["trained_sharded"], states["trained"], eps=1e-3)
 
 
 # A teacher's embeddings -------------------------------------------------------------------------
@@ -151,24 +162,24 @@ def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
 def of_one(folder, tmp_path_factory):
     """(rows, texts that the teacher embedded, folder of the cache) of one process."""
     training, machine = ranks.plans(ROOT / "params.yaml")
-    cache = tmp_path_factory.mktemp("one") / "cache"
-    return *ranks.targets(folder, training, machine, cache), cache
+    out = tmp_path_factory.mktemp("one") / "cache"
+    return *ranks.targets(folder, training, machine, out), out
 
 
 def test_a_teachers_rows_of_two_processes_are_those_of_one_in_both_and_each_text_is_embedded_once(of_one, of_two):
-    expected, num_texts, cache = of_one
+    expected, num_texts, folder_of_one = of_one
     ours, theirs = (load_file(of_two / f"targets_first_{rank}.safetensors") for rank in (0, 1))
     assert torch.equal(ours["rows"], theirs["rows"])
-    torch.testing.assert_close(ours["rows"], expected, rtol=1e-4, atol=1e-5)
+    assert_close(ours["rows"], expected)
     assert expected.std(0).min() > 0.01, "vacuous: all rows are alike"
     assert 0 < num_texts < len(expected), "vacuous: no text is met twice"
     shares = [int(of["num_texts"]) for of in (ours, theirs)]
     assert sum(shares) == num_texts and min(shares) > num_texts / 4, "the work is shared out"
-    parts = sorted(path.name for path in cache.iterdir())
+    parts = sorted(path.name for path in folder_of_one.iterdir())
     assert parts == sorted(path.name for path in (of_two / "cache").iterdir()) and len(parts) > 6
     for part in parts:
-        one, two = (np.load(path / part) for path in (cache, of_two / "cache"))
-        assert one.shape == two.shape and np.allclose(one, two, rtol=1e-4, atol=1e-5)
+        one, two = (np.load(path / part) for path in (folder_of_one, of_two / "cache"))
+        assert_close(two, one) if "rows" in part else np.testing.assert_array_equal(two, one)
 
 
 def test_two_processes_read_their_cache_without_the_teacher_and_one_reads_it_too(folder, of_two):

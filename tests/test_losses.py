@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.closeness import assert_close as assert_close_to_scale
 
 from f2llm.losses import (
     distillation_loss,
@@ -16,6 +17,11 @@ from f2llm.losses import (
 )
 
 B, K, D, TEMPERATURE = 5, 3, 16, 0.05
+
+
+def assert_same_loss(loss, expected, eps=1e-6):
+    """A contrastive loss is a difference of logits of up to 1 / temperature: their rounding is its own."""
+    assert_close_to_scale(loss, expected, eps, scale=1 / TEMPERATURE)
 
 
 @pytest.fixture
@@ -55,12 +61,12 @@ def mean(values):
 def test_in_batch_loss_is_the_formula_over_all_passages(query, passage):
     positive = torch.tensor([2, 0, 1, 4, 3])
     expected = mean(slow_info_nce(query[i], passage, positive[i]) for i in range(B))
-    assert in_batch_loss(query, passage, positive, TEMPERATURE).item() == pytest.approx(expected, rel=1e-4)
+    assert_same_loss(in_batch_loss(query, passage, positive, TEMPERATURE), expected)
 
 
 def test_hard_negative_loss_is_the_formula_over_the_querys_own_candidates(query, passage, negatives):
     expected = mean(slow_info_nce(query[i], [passage[i], *negatives[i]], 0) for i in range(B))
-    assert hard_negative_loss(query, passage, negatives, TEMPERATURE).item() == pytest.approx(expected, rel=1e-4)
+    assert_same_loss(hard_negative_loss(query, passage, negatives, TEMPERATURE), expected)
 
 
 def test_duplicates_leave_the_denominator_but_the_own_passage_stays(query, passage):
@@ -70,7 +76,7 @@ def test_duplicates_leave_the_denominator_but_the_own_passage_stays(query, passa
     others = [[j for j in range(B) if j == i or not duplicates[i, j]] for i in range(B)]
     expected = mean(slow_info_nce(query[i], passage[others[i]], others[i].index(i)) for i in range(B))
     masked = in_batch_loss(query, passage, positive, TEMPERATURE, duplicates)
-    assert masked.item() == pytest.approx(expected, rel=1e-4)
+    assert_same_loss(masked, expected)
     assert masked < in_batch_loss(query, passage, positive, TEMPERATURE), "vacuous: the mask removed nothing"
 
 
@@ -79,7 +85,7 @@ def test_distillation_loss_is_the_mean_squared_error_to_the_teachers_first_dimen
     squares = [(s - t) ** 2 for a, b in zip(student.tolist(), teacher.tolist()) for s, t in zip(a, b[:4])]
     assert len(squares) == 12
     assert distillation_loss(student, teacher).item() == pytest.approx(sum(squares) / 12, rel=1e-5)
-    assert distillation_loss(student, teacher).item() == F.mse_loss(student, teacher[:, :4]).item()
+    assert distillation_loss(student, teacher).item() == pytest.approx(F.mse_loss(student, teacher[:, :4]).item())
 
 
 @pytest.mark.parametrize("width", [4, 6], ids=["cut", "as wide"])
@@ -101,46 +107,46 @@ def test_normalised_distillation_is_2_minus_2_cosine_shared_out_over_the_dimensi
 def test_equal_candidates_cost_log_of_their_number(query, passage):
     same = passage[:1].expand(B, D)
     in_batch = in_batch_loss(query, same, torch.arange(B), TEMPERATURE)
-    assert in_batch.item() == pytest.approx(math.log(B), rel=1e-5)
+    assert_same_loss(in_batch, math.log(B))
     hard = hard_negative_loss(query, passage, passage.unsqueeze(1).expand(B, 7, D), TEMPERATURE)
-    assert hard.item() == pytest.approx(math.log(8), rel=1e-5)
+    assert_same_loss(hard, math.log(8))
 
 
 def test_orthogonal_negatives_cost_almost_nothing_and_swapped_positives_a_lot():
     axes = torch.eye(B, D)
     positive = torch.arange(B)
-    assert in_batch_loss(axes, axes, positive, TEMPERATURE) < 1e-6
-    assert in_batch_loss(axes, axes, positive.roll(1), TEMPERATURE).item() == pytest.approx(1 / TEMPERATURE, rel=1e-3)
+    assert_same_loss(in_batch_loss(axes, axes, positive, TEMPERATURE), 0)
+    assert_same_loss(in_batch_loss(axes, axes, positive.roll(1), TEMPERATURE), 1 / TEMPERATURE)
 
 
 def test_a_model_is_its_own_perfect_teacher():
     embeddings = torch.randn(2, 3, 8)
     assert distillation_loss(embeddings, embeddings) == 0
-    assert distillation_loss(embeddings, embeddings + 1).item() == pytest.approx(1), "vacuous: always 0"
+    assert distillation_loss(embeddings, embeddings + 1).item() == pytest.approx(1, rel=1e-5), "vacuous: always 0"
 
 
 def test_distillation_is_not_normalised():
     student = torch.randn(3, 8)
-    assert distillation_loss(student, 2 * student).item() == pytest.approx(student.square().mean().item())
+    assert distillation_loss(student, 2 * student).item() == pytest.approx(student.square().mean().item(), rel=1e-5)
 
 
 def test_normalised_distillation_does_not_depend_on_lengths_and_has_its_gradient_across_them():
     student, teacher = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8)
     loss = distillation_loss(student, teacher, normalised=True)
     assert distillation_loss(3 * student, 0.1 * teacher, normalised=True).item() == pytest.approx(loss.item(), rel=1e-5)
-    assert distillation_loss(student, 7 * student, normalised=True).item() == pytest.approx(0, abs=1e-12)
-    assert distillation_loss(student, -student, normalised=True).item() == pytest.approx(4 / 8)
+    assert distillation_loss(student, 7 * student, normalised=True) < 1e-10, "unit vectors are 1e-5 apart at most"
+    assert distillation_loss(student, -student, normalised=True).item() == pytest.approx(4 / 8, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, student)
     assert gradient.norm(dim=-1).min() > 1e-4, "vacuous: no gradient"
     along = (gradient * student).sum(-1) / gradient.norm(dim=-1) / student.norm(dim=-1)
-    assert along.abs().max() < 1e-5
+    assert along.abs().max() < 1e-4
 
 
 def test_an_embedding_of_length_0_has_a_finite_normalised_loss_and_gradient():
     student = torch.zeros(1, 8, requires_grad=True)
     loss = distillation_loss(student, torch.randn(1, 8), normalised=True)
     loss.backward()
-    assert loss.item() == pytest.approx(1 / 8) and student.grad.isfinite().all()
+    assert loss.item() == pytest.approx(1 / 8, rel=1e-5) and student.grad.isfinite().all()
 
 
 def test_a_student_wider_than_its_teacher_is_an_error_that_names_both_widths():
@@ -177,7 +183,7 @@ def test_matryoshka_is_the_weighted_sum_over_prefixes(query, passage, negatives)
         + loss(query[:, :4], passage[:, :4], negatives[..., :4]) / (3 * math.sqrt(16 / 4))
     )
     total = matryoshka(loss, query, passage, negatives, dims=[4, 16, 8])
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_loss(total, expected)
     assert total > loss(query, passage, negatives), "vacuous: the prefixes add nothing"
 
 
@@ -187,7 +193,7 @@ def test_matryoshka_of_the_full_dim_alone_is_the_plain_loss(query, passage):
 
     dims = matryoshka_dims(D, 0)
     assert dims == [D]
-    assert matryoshka(loss, query, passage, dims=dims).item() == loss(query, passage).item()
+    assert_same_loss(matryoshka(loss, query, passage, dims=dims), loss(query, passage))
 
 
 # Invariances ------------------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def test_the_length_of_an_embedding_does_not_matter(query, passage, negatives):
         in_batch_loss(longer, shorter, torch.arange(B), TEMPERATURE),
     )
     assert min(plain) > 1e-3, "vacuous: a loss of 0"
-    assert torch.stack(scaled).tolist() == pytest.approx(torch.stack(plain).tolist(), rel=1e-4)
+    assert_same_loss(torch.stack(scaled), torch.stack(plain))
     assert hard_negative_loss(-query, passage, negatives, TEMPERATURE) != plain[0], "vacuous: direction has no effect"
 
 
@@ -216,10 +222,10 @@ def test_bfloat16_embeddings_are_compared_in_float32(query, passage, negatives):
     losses = hard_negative_loss(*rounded, TEMPERATURE), in_batch_loss(*rounded[:2], positive, TEMPERATURE)
     expected = hard_negative_loss(*exact, TEMPERATURE), in_batch_loss(*exact[:2], positive, TEMPERATURE)
     assert [loss.dtype for loss in losses] == [torch.float32] * 2
-    assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
+    assert_same_loss(torch.stack(losses), torch.stack(expected))
     for normalised in (False, True):
         loss, reference = (distillation_loss(*pair[:2], normalised) for pair in (rounded, exact))
-        assert loss.dtype == torch.float32 and loss.item() == reference.item() > 0
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(reference.item()) and loss > 1e-3
 
 
 def test_hard_negatives_of_other_queries_do_not_matter(query, passage, negatives):
@@ -246,11 +252,11 @@ def test_in_batch_loss_equals_sentence_transformers_in_value_and_gradient(query,
     for candidates in ([passage], [passage, negatives[:, 0], negatives[:, 1]]):
         ours = in_batch_loss(query, torch.cat(candidates), torch.arange(B), TEMPERATURE)
         other = theirs.compute_loss_from_embeddings([query, *candidates], labels=None)
-        assert ours.item() == pytest.approx(other.item(), rel=1e-5)
+        assert_same_loss(ours, other)
         leaves = [query, passage]
         for mine, reference in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(other, leaves)):
             assert reference.abs().max() > 1e-4, "vacuous: no gradient to compare"
-            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
+            assert_close_to_scale(mine, reference, eps=1e-4)
 
 
 # Matryoshka of the in-batch loss, in one pass ---------------------------------------------------
@@ -277,7 +283,7 @@ def one_pass(query, passages, positive, dims, duplicates=None, temperature=TEMPE
     return matryoshka_in_batch_loss(query, passages, positive, temperature, dims, duplicates, **rows)
 
 
-def assert_close(mine, reference, limit=1e-5):
+def assert_close(mine, reference, limit=1e-4):
     """At most `limit` apart, relative to the norm of the reference, which is not 0."""
     assert reference.isfinite().all() and reference.norm() > 1e-4, "vacuous: nothing to compare"
     assert (mine - reference).norm() <= limit * reference.norm()
@@ -399,7 +405,7 @@ def test_one_pass_scales_its_gradient_with_the_loss_and_can_be_run_back_twice(qu
     thrice = torch.autograd.grad(loss * 3, [query, passage], retain_graph=True)
     again = torch.autograd.grad(loss, [query, passage])
     for first, scaled, repeated in zip(once, thrice, again):
-        assert_close(scaled, 3 * first, limit=1e-6)
+        assert_close(scaled, 3 * first)
         assert torch.equal(first, repeated)
 
 

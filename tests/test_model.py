@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
+from helpers.closeness import assert_all_close, assert_close
 from transformers import AutoTokenizer
 
 from f2llm.model import Embedder, common_prefix, prompted
@@ -38,7 +39,7 @@ def test_embeddings_equal_a_padded_batch_with_attention_mask(embedder):
     ours = embedder.embed(embedder.tokenize(TEXTS))
     theirs = padded_embeddings(embedder, TEXTS)
     assert ours.std() > 0.1, "vacuous: all embeddings are alike"
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert_close(ours, theirs)
 
 
 def test_gradients_equal_those_of_a_padded_batch(embedder):
@@ -46,32 +47,32 @@ def test_gradients_equal_those_of_a_padded_batch(embedder):
     parameters = dict(embedder.model.named_parameters())
     ours = torch.autograd.grad((embedder.embed(embedder.tokenize(TEXTS)) * weights).sum(), parameters.values())
     theirs = torch.autograd.grad((padded_embeddings(embedder, TEXTS) * weights).sum(), parameters.values())
-    for name, mine, reference in zip(parameters, ours, theirs):
+    for name, reference in zip(parameters, theirs):
         assert reference.abs().max() > 1e-4, f"vacuous: no gradient reached {name}"
-        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert_all_close(dict(zip(parameters, ours)), dict(zip(parameters, theirs)))
 
 
 @pytest.mark.parametrize("token_budget", [1, 30, 10_000])
 def test_the_token_budget_does_not_change_the_embeddings(embedder, token_budget):
     expected = embedder.embed(embedder.tokenize(TEXTS))
     embedder.token_budget = token_budget
-    torch.testing.assert_close(embedder.embed(embedder.tokenize(TEXTS)), expected, rtol=0, atol=1e-5)
+    assert_close(embedder.embed(embedder.tokenize(TEXTS)), expected)
 
 
 def test_embeddings_come_in_the_order_of_the_texts(embedder):
     embeddings = embedder.encode(TEXTS)
     order = np.random.default_rng(0).permutation(len(TEXTS))
     assert np.linalg.norm(embeddings[:, None] - embeddings[None], axis=-1)[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
-    np.testing.assert_allclose(embedder.encode([TEXTS[row] for row in order]), embeddings[order], atol=1e-5)
+    assert_close(embedder.encode([TEXTS[row] for row in order]), embeddings[order])
     for text, embedding in zip(TEXTS, embeddings):
-        np.testing.assert_allclose(embedder.encode([text])[0], embedding, atol=1e-5)
+        assert_close(embedder.encode([text])[0], embedding)
 
 
 def test_every_token_before_eos_matters_and_tokens_beyond_the_limit_do_not(embedder):
     base = embedder.tokenize(["lazy dog " * 40])[0]
     assert len(base) == embedder.max_tokens, "vacuous: the text was not cut"
     same, longer = embedder.encode(["lazy dog " * 40, "lazy dog " * 80])
-    np.testing.assert_array_equal(same, longer)
+    assert_close(same, longer)
     changed = [[*base[:position], 5, *base[position + 1 :]] for position in range(len(base) - 1)]
     embeddings = embedder.embed([base, *changed])
     assert (embeddings[1:] - embeddings[0]).abs().max(1).values.min() > 1e-4
@@ -101,17 +102,15 @@ def test_encoded_rows_have_unit_length_also_as_a_prefix(embedder):
     whole, prefix = embedder.encode(TEXTS), embedder.encode(TEXTS, dim=8)
     assert (whole.shape, prefix.shape, whole.dtype) == ((len(TEXTS), 32), (len(TEXTS), 8), np.float32)
     for embeddings in (whole, prefix):
-        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+        assert_close(np.linalg.norm(embeddings, axis=1), np.ones(len(TEXTS)))
     assert np.linalg.norm(whole[:, :8], axis=1).max() < 0.95, "vacuous: the prefix was of unit length already"
-    np.testing.assert_allclose(prefix, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), atol=1e-5)
+    assert_close(prefix, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True))
 
 
 def test_an_instruction_is_a_prompt_before_the_text_and_nothing_else(embedder):
     embedder.max_tokens = 64
     with_instruction = embedder.encode(["fox", "dog"], instruction="Find it.")
-    np.testing.assert_array_equal(
-        with_instruction, embedder.encode([f"Instruct: Find it.\nQuery: {t}" for t in ("fox", "dog")])
-    )
+    assert_close(with_instruction, embedder.encode([f"Instruct: Find it.\nQuery: {t}" for t in ("fox", "dog")]))
     assert np.abs(with_instruction - embedder.encode(["fox", "dog"])).max() > 0.01, "vacuous: no effect"
     assert prompted("fox", None) == "fox"
 
@@ -143,7 +142,7 @@ def test_what_all_texts_begin_with_is_computed_once_and_changes_nothing(embedder
     monkeypatch.setattr("f2llm.model.WORTH_SHARING", 10**9)
     whole = embedder.encode(texts, instruction="Find the same animal in another language, please.")
     assert tokens < 0.6 * sum(part.num_tokens for part in computed), "vacuous: nothing was shared"
-    np.testing.assert_allclose(shared, whole, atol=1e-5)
+    assert_close(shared, whole)
 
 
 def test_the_common_prefix_leaves_every_text_a_token():
@@ -173,7 +172,7 @@ def test_a_pad_token_that_is_eos_changes_nothing(embedder):
     expected = embedder.encode(TEXTS)
     embedder.tokenizer = copy.deepcopy(embedder.tokenizer)
     embedder.tokenizer.pad_token = embedder.tokenizer.eos_token
-    np.testing.assert_array_equal(embedder.encode(TEXTS), expected)
+    assert_close(embedder.encode(TEXTS), expected)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(embedder, tmp_path):
@@ -194,7 +193,7 @@ def test_a_saved_model_comes_back_bit_for_bit(embedder, tmp_path):
     assert weights.keys() == embedder.model.state_dict().keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in embedder.model.state_dict().items())
     assert loaded.max_tokens == embedder.max_tokens
-    np.testing.assert_array_equal(loaded.encode(TEXTS), embedder.encode(TEXTS))
+    assert_close(loaded.encode(TEXTS), embedder.encode(TEXTS))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -209,7 +208,7 @@ def test_an_untrained_model_has_the_shape_but_not_the_weights(embedder, tmp_path
     embedder.save(tmp_path / "model")
     first, second, other = (Embedder.untrained(tmp_path / "model", seed=seed) for seed in (1, 1, 2))
     assert first.num_parameters() == embedder.num_parameters()
-    np.testing.assert_array_equal(first.encode(TEXTS), second.encode(TEXTS))
+    assert all(torch.equal(*pair) for pair in zip(first.model.parameters(), second.model.parameters(), strict=True))
     assert np.abs(first.encode(TEXTS) - embedder.encode(TEXTS)).max() > 0.1
     assert np.abs(first.encode(TEXTS) - other.encode(TEXTS)).max() > 0.1
 
@@ -227,9 +226,9 @@ def test_sentence_transformers_loads_the_folder_as_it_is(embedder, tmp_path):
     embedder.save(tmp_path / "model")
     other = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     texts = [text for text in TEXTS if text]
-    np.testing.assert_allclose(other.encode(texts), embedder.encode(texts), atol=1e-5)
+    assert_close(other.encode(texts), embedder.encode(texts))
     prompt = "Instruct: Find it.\nQuery: "
-    np.testing.assert_allclose(other.encode(texts, prompt=prompt), embedder.encode(texts, "Find it."), atol=1e-5)
+    assert_close(other.encode(texts, prompt=prompt), embedder.encode(texts, "Find it."))
     assert np.abs(other.encode(texts, prompt=prompt) - other.encode(texts)).max() > 0.01, "vacuous: no effect"
 
 

@@ -1,4 +1,4 @@
-"""Notebooks: in style, without outputs, and declared in dvc.yaml with exactly what they use."""
+"""Notebooks: in style, without outputs, and declared in dvc.yaml with exactly what they read."""
 
 import ast
 import json
@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from f2llm.notebook import code_of
+from f2llm.pipeline.notebook import code_of, write_stage_code
+from f2llm.store.code import code_digests, imported_modules
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# What these decide is not a matter of results, or is in build/config.yaml, which every stage reads.
-UNDECLARED = {"f2llm/__init__.py", "f2llm/embedded/__init__.py", "f2llm/config.py", "f2llm/launch.py"}
 TRAINING = {
     "04_stage1": {"stage1", "seed"},
     "05_stage2": {"stage2", "seed"},
     "07_distill": {"distill", "seed", "prune"},
+    "08_evaluate": {"distill", "prune", "stage2"},  # by models_of
 }
 
 
@@ -28,38 +28,6 @@ def cells(notebook: Path) -> list[dict]:
 
 def stage_of(notebook: Path) -> dict:
     return next(stage for stage in STAGES.values() if stage.get("cmd", "").startswith(f"${{run}} {notebook.stem}"))
-
-
-def path_of(module: str) -> Path:
-    path = ROOT / module.replace(".", "/")
-    return path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-
-
-def imported(code: str, package: str) -> set[str]:
-    """Modules of f2llm that code imports or launches."""
-    found = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*parents, *([node.module] if node.module else [])])
-            found |= {module} if module.startswith("f2llm") else set()
-            if module == "f2llm":  # from . import a_module
-                found |= {f"f2llm.{alias.name}" for alias in node.names if path_of(f"f2llm.{alias.name}").exists()}
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
-            found.add(node.args[0].value)
-    return found
-
-
-def closure(modules: set[str]) -> set[str]:
-    """The files of modules and of everything that they import in turn."""
-    files, waiting = set(), set(modules)
-    while waiting:
-        path = path_of(module := waiting.pop())
-        if path not in files:
-            files.add(path)
-            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            waiting |= imported(path.read_text(encoding="utf-8"), package)
-    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def test_there_is_one_notebook_per_stage():
@@ -77,15 +45,19 @@ def test_there_is_one_notebook_per_stage():
         "ablations",
     ]
     assert set(STAGES) == {*named, "config", "code", "teacher"}
-    assert STAGES["code"]["foreach"] == [notebook.stem for notebook in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stage_declares_every_module_that_its_notebook_uses(notebook):
-    used = closure(imported(code_of(notebook), ""))
-    assert len(used) > 1, "vacuous: the notebook imports nothing of f2llm"
-    declared = {dep for dep in stage_of(notebook)["deps"] if dep.startswith("f2llm/")}
-    assert declared == used - UNDECLARED
+def test_the_code_of_a_stage_names_every_module_that_its_notebook_uses(tmp_path):
+    write_stage_code(tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {notebook.stem for notebook in NOTEBOOKS} | {"teacher"}
+    for notebook in NOTEBOOKS:
+        code, written = code_of(notebook), (tmp_path / f"{notebook.stem}.py").read_text()
+        used = code_digests(*imported_modules(code))
+        assert len(used) > 1, "vacuous: the notebook imports nothing of f2llm"
+        assert written.startswith(code)
+        assert dict(reversed(line.split()[1:]) for line in written[len(code) :].splitlines()[2:]) == used
+    assert "f2llm.losses" in (tmp_path / "04_stage1.py").read_text(), "what a launched module uses counts, too"
+    assert "f2llm.data.mirror" in (tmp_path / "teacher.py").read_text()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -104,7 +76,7 @@ def test_stage_declares_exactly_the_parameters_that_it_reads(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stage_depends_on_code_and_keeps_the_executed_copies(notebook):
     stage = stage_of(notebook)
-    assert f"build/{notebook.stem}.py" in stage["deps"]
+    assert f"build/code/{notebook.stem}.py" in stage["deps"]
     assert f"notebooks/{notebook.name}" not in stage["deps"]
     assert {f"runs/{notebook.stem}.ipynb", f"runs/{notebook.stem}.html"} <= set(stage["outs"])
 
@@ -116,7 +88,7 @@ def test_notebook_reads_as_a_short_paper(notebook):
     assert title.startswith("# ") and re.search(r"^> .*\?$", title, re.M), "a title and a question"
     assert parameters["metadata"]["tags"] == ["parameters"]
     assert all(re.match(r"\w+ = None", line) for line in parameters["source"] if line.strip())
-    assert "load_config(size)" in "".join(boot["source"])
+    assert "config = boot(size)" in "".join(boot["source"])
     kinds = [cell["cell_type"] for cell in rest]
     assert "markdown" in kinds and "code" in kinds
     end = "".join(cell_source for cell in rest[-1:] for cell_source in cell["source"])

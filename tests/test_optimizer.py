@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.closeness import assert_close
 
 from f2llm.optimizer import build_optimizer, learning_rate
 
@@ -37,7 +38,7 @@ def test_norms_decay_only_if_the_recipe_says_so(embedder, tiny_training, decay_n
     optimizer.step()
     for name, weight in embedder.model.named_parameters():
         factor = 1 - 0.1 * (0.5 if weight.ndim > 1 else expected)
-        torch.testing.assert_close(weight, before[name] * factor, msg=name)
+        assert_close(weight, before[name] * factor, name=name)
     assert len(before) == sum(len(group["params"]) for group in optimizer.param_groups)
 
 
@@ -55,4 +56,4 @@ def test_the_fused_optimizer_is_adamw(tiny_training):
             model(inputs).square().sum().backward()
             steps.step()
     for weight, expected in zip(ours.parameters(), theirs.parameters()):
-        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+        assert_close(weight, expected)

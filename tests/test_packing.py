@@ -24,7 +24,7 @@ def test_a_pack_is_its_texts_end_to_end_with_their_boundaries_and_positions():
     assert part.rows == [1, 2, 0]
     assert part.input_ids.tolist() == [[5, 1, 2, 7, 8, 9]]
     assert part.position_ids.tolist() == [[0, 0, 1, 0, 1, 2]]
-    assert part.boundaries.tolist() == [0, 1, 3, 6] and part.boundaries.dtype == torch.int32
+    assert part.cu_seqlens.tolist() == [0, 1, 3, 6] and part.cu_seqlens.dtype == torch.int32
     assert (part.longest, part.num_tokens) == (3, 6)
     assert [part.rows for part in pack(token_ids, token_budget=3)] == [[1, 2], [0]]
     (stored,) = pack([np.array(ids, dtype=np.int32) for ids in token_ids], token_budget=10)

@@ -22,6 +22,8 @@ def test_case_punctuation_and_width_do_not_count():
     assert normalise("  Hello,\tＷorld_1! ") == normalise("hello world 1") == "hello world 1"
     assert normalise("...") == ""
     assert normalise("Straße") == normalise("STRASSE")
+    assert normalise("你好。") == normalise("你好")
+    assert normalise("hello") != normalise("hallo")
 
 
 def test_a_prompt_is_put_before_a_text_and_taken_off():

@@ -1,1 +1,1 @@
-"""The embedded corpus: text that ships inside packages, as training records and as evaluation tasks."""
+"""The embedded default: text that ships inside packages, its records and tasks, and a small backbone made from it."""

@@ -1,6 +1,6 @@
 """Evaluation tasks of the embedded corpus: plain dictionaries, which `f2llm.evaluate` hands to mteb.
 
-Every task uses held-out texts only: messages, modules, or whole languages that no training source contains.
+Every task uses held-out texts only: messages, modules, or whole languages that are in no training source.
 A task is {name, type, instruction, languages, data}; `data` has one entry per subset.
 """
 

@@ -1,0 +1,275 @@
+"""Records to tuples: each part (a file of the released data, or a whole source) is read once, cleaned and written.
+
+What is written is what `f2llm.tuples` reads. Memory grows with the largest part, by about 150 bytes a document.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from ..config import Data
+from ..store.files import whole_folder
+from ..store.tuples import DOCUMENTS, SCHEMA, ArrowWriter
+from ..text import normalise
+from .clean import Duplicates, EvaluationTexts, digest
+
+SHOWN = 3  # samples kept in the manifest for each reason to drop a row
+SHOWN_CHARACTERS = 200
+
+
+def assemble(
+    parts: list, records_of: Callable, evaluation: list[dict], data: Data, seed: int, out: Path, workers: int = 1
+) -> dict[str, dict]:
+    """Write the tuples of `parts` and the evaluation tasks under `out`; returns the manifest's parts.
+
+    records_of(part) gives the records of a `f2llm.sources.Part`, as an iterator; it is called in `workers` processes.
+    What `data` says of duplicates and evaluation texts is dropped and counted. Same inputs, same bytes: of any
+    number of workers and any hash seed, and of a part whatever other parts there are.
+    """
+    with whole_folder(out) as folder:
+        for name in ("documents", "tuples", "evaluation"):
+            (folder / name).mkdir()
+        work = (folder, records_of, list(texts_of(evaluation)), data, seed)
+        if workers > 1 and len(parts) > 1:
+            context = multiprocessing.get_context("spawn")  # forking a process that has threads may deadlock
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=work) as pool:
+                entries = list(pool.map(_assemble_part, parts))
+        else:
+            _start(*work)
+            entries = [_assemble_part(part) for part in parts]
+        for task in evaluation:
+            path = folder / "evaluation" / f"{task['name']}.json"
+            path.write_text(json.dumps(task, ensure_ascii=False, indent=1), encoding="utf-8")
+        manifest = {part.name: entry for part, entry in zip(parts, entries)}
+        _write_manifest(folder, manifest)
+    return manifest
+
+
+def texts_of(value) -> Iterator[str]:
+    """Every string among the data of evaluation tasks."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key in value.keys() - {"name", "type", "instruction", "languages", "label", "labels"}:
+            yield from texts_of(value[key])
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_of(item)
+
+
+# One part ---------------------------------------------------------------------------------------
+
+_work = None  # what all parts have in common, once per process
+
+
+def _start(folder: Path, records_of: Callable, evaluation: list[str], data: Data, seed: int) -> None:
+    global _work
+    _work = (folder, records_of, EvaluationTexts(evaluation, data.decontaminate), data, seed)
+
+
+def _assemble_part(part) -> dict:
+    """Write one part's files; its entry of the manifest."""
+    folder, records_of, evaluation, data, seed = _work
+    counts = Counts()
+    kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), counts)
+    with _Rows(folder, part.name) as rows:
+        if part.ready_made:
+            for record in kept:
+                rows.write(record, record["passage"], record.get("negatives") or [])
+        else:
+            _write_labelled(rows, list(kept), part.source, data.negatives, f"{seed}:{part.name}", counts)
+    counts.dropped += Counter()  # without zeros
+    if not rows.num_rows:
+        raise ValueError(
+            f"source '{part.source.name}': no row of {part.name} is left of {counts.drawn} that were drawn "
+            f"({dict(counts.dropped)}); remedy: look at its files, its fields in data/sources.yaml, or data.leave_out"
+        )
+    return asdict(part.source) | {
+        "source": part.source.name,
+        "revision": part.revision,
+        "inputs": part.inputs,
+        "drawn": counts.drawn,
+        "kept": rows.num_rows,
+        "dropped": dict(sorted(counts.dropped.items())),
+        "dropped_samples": counts.samples,
+        "languages": dict(sorted(rows.languages.items())),
+        "documents": len(rows.documents),
+        "negatives": _origin_of_negatives(part, data, rows.num_negatives),
+        "rows_by_negatives": {str(num): count for num, count in sorted(rows.num_negatives.items())},
+        "negatives_removed": counts.negatives_removed,
+    }
+
+
+def _origin_of_negatives(part, data: Data, num_negatives: Counter) -> str:
+    """labels, given, or mine: what was given is then filled up. The released tuples are never mined again."""
+    if not part.ready_made:
+        return "labels"
+    even = len(num_negatives) == 1 and 0 not in num_negatives
+    fillable = part.source.task == "retrieval" and data.source != "released"
+    return "mine" if fillable and not even else "given"
+
+
+class Counts:
+    """What became of a part's rows."""
+
+    def __init__(self):
+        self.drawn = self.negatives_removed = 0
+        self.dropped, self.samples = Counter(), defaultdict(list)
+
+    def drop(self, reason: str, record: dict) -> None:
+        self.dropped[reason] += 1
+        if len(self.samples[reason]) < SHOWN:
+            texts = {key: record[key][:SHOWN_CHARACTERS] for key in ("query", "passage", "label") if key in record}
+            shown = {key: text.encode("utf-8", "replace").decode() for key, text in texts.items()}
+            self.samples[reason].append(shown)
+
+
+def _clean(
+    records: Iterable[dict], evaluation: EvaluationTexts, duplicates: Duplicates, counts: Counts
+) -> Iterator[dict]:
+    """The records that may be trained on; the others are counted with their reason."""
+    for record in records:
+        counts.drawn += 1
+        if reason := _reason_to_drop(record, evaluation, duplicates):
+            counts.drop(reason, record)
+            continue
+        if negatives := record.get("negatives"):
+            positive = normalise(record["passage"])
+            right = [text for text in negatives if text and _valid(text) and normalise(text) != positive]
+            counts.negatives_removed += len(negatives) - len(right)
+            record["negatives"] = right
+        yield record
+
+
+def _reason_to_drop(record: dict, evaluation: EvaluationTexts, duplicates: Duplicates) -> str | None:
+    other = "passage" if "passage" in record else "label"
+    pair = (record["query"], record[other])
+    for key, text in zip(("query", other), pair):
+        if not text.strip():
+            return f"empty {key}"
+        if not _valid(text):
+            return f"{key} is not valid Unicode"
+    folded = (normalise(pair[0]), normalise(pair[1]))
+    if not all(folded):
+        return "nothing but punctuation"
+    if reason := evaluation.overlap(*(folded if other == "passage" else folded[:1])):
+        return reason
+    if folded[0] == folded[1]:
+        return f"query equals {other}"
+    return "seen before" if duplicates.repeated(pair, folded) else None
+
+
+def _valid(text: str) -> bool:
+    """Half of a surrogate pair, which JSON can spell, is no text."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _write_labelled(rows: "_Rows", records: list[dict], source, num_negatives: int, seed: str, counts: Counts) -> None:
+    """Tuples from labels: another text of the label is the positive, texts of other labels are the negatives.
+
+    In two-way classification the positive and the only negative are the labels themselves.
+    """
+    if source.task == "clustering":
+        records = _not_alone(records, counts)
+    draw, by_label = random.Random(seed), defaultdict(list)
+    for record in records:
+        by_label[record["label"]].append(record["query"])
+    _check_labels(source, by_label)
+    for record in records:
+        label = record["label"]
+        others = [other for other in by_label if other != label]
+        if source.task == "classification":
+            rows.write(record, label, others, group=label)
+            continue
+        own, passage = normalise(record["query"]), record["query"]
+        while normalise(passage) == own:
+            passage = draw.choice(by_label[label])
+        drawn = draw.sample(others, min(num_negatives, len(others)))
+        drawn += draw.choices(others, k=num_negatives - len(drawn))
+        rows.write(record, passage, [draw.choice(by_label[other]) for other in drawn], group=label)
+
+
+def _not_alone(records: list[dict], counts: Counts) -> list[dict]:
+    """Without the texts that have no other text of their label."""
+    different = defaultdict(set)
+    for record in records:
+        different[record["label"]].add(normalise(record["query"]))
+    kept = []
+    for record in records:
+        if len(different[record["label"]]) > 1:
+            kept.append(record)
+        else:
+            counts.drop("only text of its label", record)
+    return kept
+
+
+def _check_labels(source, by_label: dict) -> None:
+    """What label-based tuples need: another label to draw negatives from."""
+    shown = sorted(by_label)[:5]
+    if source.task == "clustering" and len(by_label) < 2:
+        raise ValueError(f"source '{source.name}': clustering needs two labels or more, found {shown}")
+    if source.task == "classification" and len(by_label) != 2:
+        raise ValueError(
+            f"source '{source.name}': two-way classification needs two labels, found {len(by_label)}: {shown}; "
+            "remedy: task: clustering, which takes any number"
+        )
+
+
+class _Rows:
+    """Writes the tuples of a part and, once each, its documents."""
+
+    def __init__(self, folder: Path, name: str):
+        self.tuples = ArrowWriter(folder / "tuples" / f"{name}.arrow", SCHEMA)
+        self.texts = ArrowWriter(folder / "documents" / f"{name}.arrow", DOCUMENTS)
+        self.documents: dict[bytes, int] = {}  # digest -> row
+        self.groups: dict[object, int] = {}
+        self.languages, self.num_negatives = Counter(), Counter()
+
+    @property
+    def num_rows(self) -> int:
+        return self.tuples.num_rows
+
+    def write(self, record: dict, passage: str, negatives: list[str], group=None) -> None:
+        """One tuple. Tuples of one group answer each other's queries; without a group those of the same query do."""
+        row = self._document(passage)
+        language = record.get("language")
+        self.tuples.write(
+            {
+                "query": record["query"],
+                "passage": row,
+                "group": self.groups.setdefault(record.get("group", group) or digest(record["query"]), self.num_rows),
+                "negatives": [self._document(text) for text in negatives],
+                "language": language,
+            }
+        )
+        self.num_negatives[len(negatives)] += 1
+        self.languages.update({language or "unknown", record.get("to") or language or "unknown"})
+
+    def _document(self, text: str) -> int:
+        row = self.documents.setdefault(digest(text), len(self.documents))
+        if row == self.texts.num_rows:
+            self.texts.write({"text": text})
+        return row
+
+    def __enter__(self) -> "_Rows":
+        self.tuples.__enter__(), self.texts.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.tuples.__exit__(*error), self.texts.__exit__(*error)
+
+
+def _write_manifest(folder: Path, parts: dict) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    text = json.dumps({"sources": parts, "sha256": hashes}, indent=1, ensure_ascii=False)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")

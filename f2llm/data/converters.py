@@ -1,0 +1,333 @@
+"""Rows of the original sets to training records: a few functions that `fields` in data/sources.yaml steer.
+
+A field path says where a value lies in a row: `question`; nested: `translation.en`, `answers.text.0`; `positive.*`
+is every element of a list, and `passages.*.text` the text of each. A list of paths is joined by line breaks,
+empty parts left out. What is null becomes an empty text, which the store counts and drops; what is no text is an error.
+"""
+
+import inspect
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from .readers import Table, excerpt, require_columns
+
+Paths = str | list[str]  # a field path, or several whose texts are joined
+COMMON = ("where", "language", "to", "per")  # fields that every converter takes, see `convert`
+UNLABELLED = {"-1", "-", ""}  # how the NLI sets mark pairs on which the annotators did not agree
+
+
+def convert(converter: str, fields: dict, tables: list[Table], where: str) -> Iterator[dict]:
+    """Training records of a source, of its opened files one after the other; `where` names the source in errors.
+
+    fields: the keyword arguments of the converter and, optionally, where: {path: value or values}, which chooses
+    rows, and language, to: the paths of the codes of query and passage. per: how files of one language, or pair of
+    them, are named, as in "{first}-{second}/*": each group is converted alone, with {first} in other fields replaced.
+    ValueError for fields that the converter does not take, columns that a file does not have, and values of another
+    type.
+    """
+    check_fields(converter, fields, where)
+    for names, group in _groups(tables, fields.get("per"), where):
+        values = {key: _filled(value, names) for key, value in fields.items() if key != "per"}
+        own = {key: value for key, value in values.items() if key not in COMMON}
+        rows = Rows(group, where, values.get("where", {}), values.get("language"), values.get("to"))
+        yield from CONVERTERS[converter](rows, **own)
+
+
+def _groups(tables: list[Table], per: str | None, where: str) -> list[tuple[dict, list[Table]]]:
+    """(what the names in braces stand for, files) of every group; without `per` all files are one."""
+    if per is None:
+        return [({}, tables)]
+    parts = re.split(r"(\{\w+\}|\*)", per)
+    kinds = [
+        f"(?P<{part[1:-1]}>[^/]+?)" if part[:1] == "{" else "[^/]*" if part == "*" else re.escape(part)
+        for part in parts
+    ]
+    pattern, groups = re.compile(f"(?:.*/)?{''.join(kinds)}"), {}
+    for table in tables:
+        if not (found := pattern.fullmatch(table.path.as_posix())):
+            raise ValueError(f"source '{where}': {table.path} is not named as fields.per says, {per!r}")
+        groups.setdefault(tuple(found.groupdict().items()), []).append(table)
+    return [(dict(names), group) for names, group in sorted(groups.items(), key=lambda item: item[0])]
+
+
+def _filled(value: Any, names: dict) -> Any:
+    """A value of `fields` with every {name} replaced."""
+    if isinstance(value, str):
+        for name, text in names.items():
+            value = value.replace(f"{{{name}}}", text)
+        return value
+    if isinstance(value, list):
+        return [_filled(item, names) for item in value]
+    return (
+        {_filled(key, names): _filled(item, names) for key, item in value.items()} if isinstance(value, dict) else value
+    )
+
+
+def check_fields(converter: str, fields: dict, where: str) -> None:
+    """ValueError unless the converter exists and takes these fields."""
+    if converter not in CONVERTERS:
+        raise ValueError(f"source '{where}': converter is '{converter}', but must be one of: {', '.join(CONVERTERS)}")
+    signature = inspect.signature(CONVERTERS[converter])
+    try:
+        signature.bind(None, **{key: value for key, value in fields.items() if key not in COMMON})
+    except TypeError as error:
+        known = ", ".join([*list(signature.parameters)[1:], *COMMON])
+        raise ValueError(f"source '{where}', fields: {error}; remedy: converter '{converter}' takes {known}") from None
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source's files that `chosen` chooses."""
+
+    tables: list[Table]
+    name: str
+    chosen: dict
+    language: str | None
+    to: str | None
+
+    def __call__(self, *paths: Paths | None) -> Iterator["Row"]:
+        """Rows with the columns of `paths`; every file must have them."""
+        chosen = {path: {_spelled(value) for value in _listed(known)} for path, known in self.chosen.items()}
+        wanted = [path for one in (*paths, self.language, self.to, list(chosen)) if one for path in _listed(one)]
+        for table in self.tables:
+            columns = [path if path in table.columns else path.split(".")[0] for path in wanted]
+            require_columns(table, columns)
+            for number, values in table.rows(columns=list(dict.fromkeys(columns))):
+                row = Row(self, table, number, values)
+                if all(_spelled(row.value(path)) in known for path, known in chosen.items()):
+                    yield row
+
+    def of(self, glob: str) -> "Rows":
+        """All rows of the files whose path ends as the glob says."""
+        tables = [table for table in self.tables if table.path.match(glob)]
+        if not tables:
+            files = ", ".join(str(table.path) for table in self.tables)
+            raise ValueError(f"source '{self.name}': '{glob}' matches no file of {files}; remedy: look at hub_files")
+        if self.chosen or self.language:
+            raise ValueError(f"source '{self.name}': files that are joined take none of the fields {COMMON}")
+        return Rows(tables, self.name, {}, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row and where it stands."""
+
+    rows: Rows
+    table: Table
+    number: int
+    values: dict
+
+    def record(self, **texts: str | list[str]) -> dict:
+        """A training record: the texts, with the codes of their languages where the source has paths to them."""
+        paths = (("language", self.rows.language), ("to", self.rows.to))
+        codes = {key: self.text(path) for key, path in paths if path}
+        return texts | {key: code for key, code in codes.items() if key == "language" or code != codes.get("language")}
+
+    def text(self, paths: Paths) -> str:
+        """The text at a path, or at several; null is the empty text."""
+        return self.texts(paths)[0]
+
+    def texts(self, paths: Paths) -> list[str]:
+        """One text or, with `*`, as many as the list has; of several paths the first texts joined, the second, ..."""
+        found = [[self._as_text(value, path) for value in self._all(path)] for path in _listed(paths)]
+        if len(found) == 1:
+            return found[0] or [""]
+        return ["\n".join(filter(None, parts)) for parts in zip_longest(*found, fillvalue="")] or [""]
+
+    def label(self, path: str) -> str:
+        """A text or a number as text, whole numbers without a point; null is the empty text."""
+        value = self.value(path)
+        return _spelled(value) if isinstance(value, (int, float)) else self._as_text(value, path)
+
+    def number_at(self, path: str) -> float:
+        """A number, or its spelling in a CSV file."""
+        value = self.value(path)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            self.fail(path, value, "is no number; remedy: the path of a number, or `where` to leave out such rows")
+
+    def value(self, path: str) -> Any:
+        """The value at a path without `*`, None where there is none."""
+        return self._all(path)[0]
+
+    def _all(self, path: str) -> list:
+        column, *steps = [path] if path in self.values else path.split(".")
+        found = [self.values.get(column)]
+        for step in steps:
+            found = [inner for value in found for inner in self._inner(value, step, path)]
+        return found
+
+    def _inner(self, value: Any, step: str, path: str) -> list:
+        if value is None:
+            return [] if step == "*" else [None]
+        if isinstance(value, dict) and step in value:
+            return [value[step]]
+        if isinstance(value, list) and step == "*":
+            return value
+        if isinstance(value, list) and step.isdecimal():
+            return value[int(step) : int(step) + 1] or [None]
+        there = f"an object with {sorted(value)}" if isinstance(value, dict) else f"of type {type(value).__name__}"
+        self.fail(path, value, f"is {there}, where '{step}' leads nowhere; remedy: a path that is there")
+
+    def _as_text(self, value: Any, path: str) -> str:
+        if value is None or isinstance(value, str):
+            return value or ""
+        self.fail(path, value, f"is of type {type(value).__name__}, not text; remedy: the path of a text")
+
+    def fail(self, path: str, value: Any, rule: str) -> None:
+        """ValueError that names file, row, field and value."""
+        raise ValueError(f"{self.table.path}, row {self.number}, field '{path}': {excerpt(value)} {rule}")
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _spelled(value: Any) -> str:
+    """How values of YAML, JSON and CSV are compared: 1, 1.0 and '1' are the same."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+# Converters -------------------------------------------------------------------------------------
+
+
+def pairs(rows: Rows, query: Paths, passage: Paths, negatives: Paths | None = None) -> Iterator[dict]:
+    """Query and passage as they stand: questions and answers, titles, summaries, code, instructions.
+
+    A passage path with `*` gives a record per passage. negatives: one path to a list of texts, or a list of paths
+    to a negative each; empty ones are left out.
+    """
+    given = negatives or []
+    if isinstance(given, str):
+        given = [given if "*" in given else f"{given}.*"]
+    for row in rows(query, passage, *given):
+        record = row.record(query=row.text(query))
+        if given:
+            record["negatives"] = [text for path in given for text in row.texts(path) if text]
+        yield from (record | {"passage": text} for text in row.texts(passage))
+
+
+def bitext(
+    rows: Rows, first: Paths, second: Paths, first_language: str, second_language: str, both_ways: bool
+) -> Iterator[dict]:
+    """Translations, from the first language to the second and, with both_ways, back. The languages are codes."""
+    for row in rows(first, second):
+        one, other = row.text(first), row.text(second)
+        yield {"query": one, "passage": other, "language": first_language, "to": second_language}
+        if both_ways:
+            yield {"query": other, "passage": one, "language": second_language, "to": first_language}
+
+
+def nli(
+    rows: Rows, premise: Paths, hypothesis: Paths, label: str, entailment: Any, group_by: str | None = None
+) -> Iterator[dict]:
+    """One record per premise that entails a hypothesis: one of these is the passage, those not entailed the negatives.
+
+    Which one, and the order of the negatives, is a draw keyed by the premise, whatever the order of the rows. Pairs
+    without a gold label are left out. All pairs are in memory. group_by: the path of what stands for the premise.
+    Source: arXiv 2510.02294, construction of the NLI tuples.
+    """
+    entailed, others, records = {}, {}, {}
+    entailing = {_spelled(value) for value in _listed(entailment)}
+    for row in rows(premise, hypothesis, label, group_by):
+        found = row.label(label)
+        if found not in UNLABELLED:
+            key = row.label(group_by) if group_by else row.text(premise)
+            records.setdefault(key, row.record(query=row.text(premise)))
+            (entailed if found in entailing else others).setdefault(key, set()).add(row.text(hypothesis))
+    for key, positives in entailed.items():
+        draw = random.Random(records[key]["query"])  # a text seeds alike in every process
+        passage = draw.choice(sorted(positives - {""}) or [""])
+        negatives = sorted(others.get(key, set()) - positives - {""})
+        draw.shuffle(negatives)
+        yield records[key] | {"passage": passage, "negatives": negatives}
+
+
+def sts(rows: Rows, first: Paths, second: Paths, score: str, minimum: float) -> Iterator[dict]:
+    """Pairs of sentences with a score of `minimum` or more, both ways. Source: arXiv 2510.02294, STS sets."""
+    for row in rows(first, second, score):
+        if row.number_at(score) >= minimum:
+            yield row.record(query=row.text(first), passage=row.text(second))
+            yield row.record(query=row.text(second), passage=row.text(first))
+
+
+def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: Any) -> Iterator[dict]:
+    """Pairs whose label says that they mean the same, one way."""
+    same = {_spelled(value) for value in _listed(duplicate)}
+    for row in rows(first, second, label):
+        if row.label(label) in same:
+            yield row.record(query=row.text(first), passage=row.text(second))
+
+
+def conversation(rows: Rows, messages: str, role: str, content: str, user: Any, assistant: Any) -> Iterator[dict]:
+    """The first turn of the user and the assistant's first after it, of a list of turns per row."""
+    for row in rows(messages):
+        speakers, said = row.texts(f"{messages}.*.{role}"), row.texts(f"{messages}.*.{content}")
+        asked = next((turn for turn, who in enumerate(speakers) if who in _listed(user)), len(speakers))
+        answers = [turn for turn, who in enumerate(speakers) if turn > asked and who in _listed(assistant)]
+        yield row.record(query="".join(said[asked : asked + 1]), passage="".join(said[turn] for turn in answers[:1]))
+
+
+def qrels(
+    rows: Rows,
+    queries: str,
+    corpus: str,
+    qrels: str,
+    query_id: str = "query-id",
+    passage_id: str = "corpus-id",
+    score: str | None = "score",
+    minimum: float = 1,
+    id: str = "_id",
+    query: Paths = "text",
+    passage: Paths | tuple[str, ...] = ("title", "text"),
+) -> Iterator[dict]:
+    """The layout of BEIR and of mteb's copies: judgements `qrels` join `queries` to `corpus`, three globs of files.
+
+    A pair is taken when its score is `minimum` or more; score null: every pair. id, query and passage are paths in
+    the files of texts. The texts that are judged so are in memory; records are in the order of the judgements.
+    """
+    judged = []
+    for row in rows.of(qrels)(query_id, passage_id, score):
+        if score is None or row.number_at(score) >= minimum:
+            judged.append((row.label(query_id), row.label(passage_id), row.table, row.number))
+    questions = _texts_by_id(rows.of(queries), id, query, {pair[0] for pair in judged})
+    passages = _texts_by_id(
+        rows.of(corpus), id, [passage] if isinstance(passage, str) else list(passage), {pair[1] for pair in judged}
+    )
+    for asked, answer, table, number in judged:
+        for path, key, found, files in ((query_id, asked, questions, queries), (passage_id, answer, passages, corpus)):
+            if key not in found:
+                rule = f"is the id of no row of {files}; remedy: files of one revision"
+                Row(rows, table, number, {}).fail(path, key, rule)
+        yield {"query": questions[asked], "passage": passages[answer]}
+
+
+def _texts_by_id(rows: Rows, id: str, paths: Paths, wanted: set[str]) -> dict[str, str]:
+    found = {}
+    for row in rows(id, paths):
+        if (key := row.label(id)) in wanted:
+            found.setdefault(key, row.text(paths))
+    return found
+
+
+def labels(rows: Rows, text: Paths, label: str, names: dict | None = None) -> Iterator[dict]:
+    """Texts with a label, for clustering and two-way classification. names: the text that stands for each value."""
+    spelled = {_spelled(value): name for value, name in (names or {}).items()}
+    for row in rows(text, label):
+        found = row.label(label)
+        if names and found and not isinstance(spelled.get(found), str):
+            row.fail(label, found, f"has no text among the names {names}; remedy: add it, in quotes")
+        yield row.record(query=row.text(text), label=spelled.get(found, found))
+
+
+CONVERTERS: dict[str, Callable[..., Iterator[dict]]] = {
+    function.__name__: function for function in (pairs, bitext, nli, sts, duplicates, conversation, qrels, labels)
+}

@@ -1,0 +1,299 @@
+"""Download files of Hugging Face repositories at pinned commits into a mirror: `f2llm fetch`.
+
+No other module uses the network. A mirror (`mirror.py`) is filled by huggingface_hub, verified against what the hub
+lists, and recorded in the mirror's manifest.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..config import Config
+from ..store.files import alone_in, clear_errors, sha256
+from .mirror import inside, matching, num_bytes, read_manifest, write_manifest
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file as the hub lists it; checksum: SHA-256 of an LFS file, git blob id of another, None if not listed."""
+
+    name: str
+    bytes: int
+    checksum: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fetch` downloads: files of one repository at one commit."""
+
+    repo_id: str
+    repo_type: str
+    revision: str
+    endpoint: str
+    files: list[HubFile]
+    listing: list[str]  # the names of all files at that commit
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan_fetch(
+    repo_id: str, patterns: list[str], revision: str | None, repo_type: str = "dataset", endpoint: str | None = None
+) -> Plan:
+    """The files that match any of the names or globs ('*' also matches '/'), at the commit that `revision` means.
+
+    A ValueError says what of the question is wrong, a RuntimeError why the hub gave no answer.
+    """
+    endpoint, timeout = endpoint or constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT
+    with _hub_errors(endpoint, repo_id, repo_type, revision):
+        api = HfApi(endpoint=endpoint)
+        info = api.repo_info(repo_id, repo_type=repo_type, revision=revision, files_metadata=True, timeout=timeout)
+    listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    for pattern in patterns:
+        if not matching(listed, pattern):
+            some = ", ".join(sorted(listed)[:5]) or "none"
+            raise ValueError(
+                f"{repo_id} at {info.sha}: no file matches {pattern!r}; there are {len(listed)} files: {some}"
+                f"{', ...' if len(listed) > 5 else ''}. remedy: correct the pattern or the revision"
+            )
+    files = []
+    for name in sorted({name for pattern in patterns for name in matching(listed, pattern)}):
+        inside(Path(repo_id), name)
+        lfs, size, blob = listed[name].lfs, listed[name].size, listed[name].blob_id
+        if lfs is None and size is None:
+            raise RuntimeError(f"{endpoint} tells no size of {name} in {repo_id}; remedy: fetch from the hub itself")
+        files.append(HubFile(name, lfs.size, lfs.sha256) if lfs else HubFile(name, size, blob))
+    return Plan(repo_id, repo_type, info.sha, endpoint, files, sorted(listed))
+
+
+def models_needed(config: Config) -> list[tuple[str, list[str], str, str]]:
+    """(repository, globs, commit, "model") of backbone and teacher where they come from the hub; no pickles or code."""
+    backbone, (kind, _, what) = config.backbone, config.teacher.partition(":")
+    names = [(backbone.name, backbone.revision)] if backbone.source == "hub" else []
+    names += [tuple(what.rsplit("@", 1))] if kind == "hub" else []
+    return [(repo_id, ["*.json", "*.safetensors"], revision, "model") for repo_id, revision in names]
+
+
+def plan_all(needed: list[tuple], endpoint: str | None = None) -> list[Plan]:
+    """A plan for each (repository, patterns, revision) of data, with "model" as a fourth of a model.
+
+    One ValueError lists all repositories that have none.
+    """
+    plans, faults = [], []
+    for question in needed:
+        try:
+            plans.append(plan_fetch(*question, endpoint=endpoint))
+        except ValueError as error:
+            faults.append(str(error))
+    if faults and len(needed) > 1:
+        lines = "\n  ".join(faults)
+        raise ValueError(f"{len(faults)} of {len(needed)} repositories cannot be fetched, nothing was:\n  {lines}")
+    if faults:
+        raise ValueError(faults[0])
+    return plans
+
+
+@contextmanager
+def _hub_errors(endpoint: str, repo_id: str, repo_type: str, revision: str | None):
+    """An error of the hub, or of the way to it, becomes one line with a remedy."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None  # which has the true reason
+        if clear := _hub_error(cause or error, endpoint, repo_id, repo_type, revision):
+            raise clear from error
+        raise
+
+
+def _hub_error(error: BaseException, endpoint: str, repo_id: str, repo_type: str, revision: str | None):
+    """The error to raise: a ValueError if the repository or revision is wrong, a RuntimeError if the way to it is.
+
+    None if it is not about the hub, such as a full disk.
+    """
+    login, again = "`hf auth login`, or set HF_TOKEN", "repeat the command later, files that are whole are kept"
+    page = f"{endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo_id}"
+    match error:
+        case OfflineModeIsEnabled():
+            return RuntimeError(
+                "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids the network; remedy: put HF_HUB_OFFLINE=0 before the "
+                "command, or fetch on another machine and copy the mirror folder"
+            )
+        case GatedRepoError():
+            return ValueError(f"{repo_id} is gated; remedy: accept its terms at {page}, then {login}")
+        case RevisionNotFoundError():
+            return ValueError(f"{repo_id} has no revision {revision!r}; remedy: take one that {page} lists")
+        case RepositoryNotFoundError():
+            remedy = f"correct the id, or, if it is private, {login}"
+            return ValueError(f"{endpoint} has no {repo_type} {repo_id!r}, or it is private; remedy: {remedy}")
+        case HfHubHTTPError():
+            status = error.response.status_code
+            remedy = f"correct the id, or, if it is private or gated, {login}" if status in (401, 403, 404) else again
+            return RuntimeError(f"{endpoint} answers {status} for {repo_id}; remedy: {remedy}")
+        case json.JSONDecodeError() | FileMetadataError():
+            return RuntimeError(f"{endpoint} does not answer as a hub; remedy: check HF_ENDPOINT and proxy")
+        case HTTPError():
+            return RuntimeError(
+                f"no answer from {endpoint} for {repo_id} ({type(error).__name__}: {error}); remedy: check network and "
+                f"proxy, {again}; if the hub is slow, raise HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds)"
+            )
+        case OSError(errno=None) | RuntimeError():  # a file of another size than announced; errors of Xet
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            return RuntimeError(f"{repo_id} from {endpoint}: {reason}; remedy: {again}; if it stays so, check proxy")
+    return None
+
+
+def fetch(plan: Plan, mirror: Path) -> None:
+    """Download the files of a plan that the mirror does not hold yet, and verify every one of them.
+
+    May be killed at any time and repeated: whole files are kept, and hashed if the manifest does not name them yet.
+    A kill costs what had come of the files in flight, at most eight: they are downloaded from their beginning again.
+    Ctrl-C waits until these have come.
+    """
+    mirror = Path(mirror)
+    with alone_in(mirror, "fetch"), clear_errors(mirror):
+        manifest, folder = read_manifest(mirror), mirror / plan.repo_id
+        entry = _entry(manifest, mirror, plan.repo_id, plan.revision)
+        missing = [file for file in plan.files if not _present(file, entry, folder)]
+        needed = sum(file.bytes for file in missing)
+        _remove_working_files(folder)
+        if needed > (free := shutil.disk_usage(mirror).free):
+            raise RuntimeError(
+                f"{needed / 2**30:.1f} GiB are to be fetched, but only {free / 2**30:.1f} GiB are free for {mirror}; "
+                "nothing was fetched. remedy: free disk space, or fetch fewer files"
+            )
+        entry["listing"] = plan.listing
+        write_manifest(mirror, manifest)
+        if missing:
+            print(f"{plan.repo_id}: downloading {len(missing)} files, {needed / 2**20:,.1f} MiB", flush=True)
+            _download(plan, missing, folder)
+            _record(plan, missing, mirror, manifest)
+
+
+def _download(plan: Plan, files: list[HubFile], folder: Path) -> None:
+    """Download files into the repository's folder; what stood in their place is removed first."""
+    for file in files:
+        inside(folder, file.name).unlink(missing_ok=True)  # the library may keep it if the hub does not answer
+    try:
+        with _hub_errors(plan.endpoint, plan.repo_id, plan.repo_type, plan.revision):
+            if is_offline_mode():
+                raise OfflineModeIsEnabled
+            snapshot_download(
+                plan.repo_id,
+                repo_type=plan.repo_type,
+                revision=plan.revision,
+                endpoint=plan.endpoint,
+                allow_patterns=[glob.escape(file.name) for file in files],
+                local_dir=folder,
+            )
+    finally:
+        _remove_working_files(folder)
+
+
+def _record(plan: Plan, files: list[HubFile], mirror: Path, manifest: dict) -> None:
+    """Hash the downloaded files and put them into the manifest; those that the hub lists otherwise are removed."""
+    wrong = []
+    for file in files:
+        path = mirror / plan.repo_id / file.name
+        if digest := _verified(path, file):
+            with path.open("rb") as opened:
+                os.fsync(opened.fileno())  # its bytes are on the disk before the manifest says so
+            manifest[plan.repo_id]["files"][file.name] = {"bytes": file.bytes, "sha256": digest}
+            write_manifest(mirror, manifest)
+        else:
+            came = f"{num_bytes(path)} bytes" if path.exists() else "nothing"
+            wrong.append(
+                f"{plan.repo_id}/{file.name}: what came ({came}) is not what the hub lists "
+                f"({file.bytes} bytes, {file.checksum})"
+            )
+            path.unlink(missing_ok=True)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise RuntimeError(
+            f"{', '.join(wrong[:3])}{more}; removed. remedy: repeat the command; if it stays so, check proxy, "
+            "HF_ENDPOINT and the files that huggingface_hub keeps in HF_HUB_CACHE"
+        )
+
+
+def _remove_working_files(folder: Path) -> None:
+    """Remove what huggingface_hub writes beside the files: notes and unfinished downloads, which it cannot resume."""
+    shutil.rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
+    with suppress(OSError):
+        (folder / ".cache").rmdir()
+
+
+def adopt(mirror: Path, repo_id: str, folder: Path, revision: str) -> None:
+    """Register the files of a folder, but hidden ones, as those of a repository: by hard links, or copies."""
+    mirror, folder = Path(mirror), Path(folder)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    if not names:
+        raise ValueError(f"{folder} is no folder with files; remedy: name the folder that holds the files of {repo_id}")
+    with alone_in(mirror, "fetch"), clear_errors(mirror):
+        manifest = read_manifest(mirror)
+        entry = _entry(manifest, mirror, repo_id, revision)
+        for name in names:
+            source, target = (folder / name).resolve(), inside(mirror / repo_id, name)
+            if not (target.exists() and target.samefile(source)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                try:
+                    os.link(source, target)
+                except OSError:
+                    shutil.copyfile(source, target)
+            entry["files"][name] = {"bytes": num_bytes(target), "sha256": sha256(target)}
+        write_manifest(mirror, manifest)
+
+
+def _entry(manifest: dict, mirror: Path, repo_id: str, revision: str) -> dict:
+    """The repository's entry in the manifest, a new one if there is none; revisions are never mixed."""
+    folder = inside(mirror, repo_id)
+    if repo_id in manifest and folder.exists() and (held := manifest[repo_id]["revision"]) != revision:
+        raise ValueError(
+            f"{folder} holds revision {held}, but {revision} was asked for; "
+            f"remedy: another mirror folder, or revision {held}, or remove {folder}"
+        )
+    if repo_id not in manifest or not folder.exists():
+        manifest[repo_id] = {"revision": revision, "files": {}}
+    return manifest[repo_id]
+
+
+def _present(file: HubFile, entry: dict, folder: Path) -> bool:
+    """Is the file there? One of which the manifest knows nothing, or something else, is hashed."""
+    path = inside(folder, file.name)
+    if not path.is_file() or num_bytes(path) != file.bytes:
+        return False
+    known = entry["files"].get(file.name, {"bytes": None})
+    if known["bytes"] == file.bytes and (len(file.checksum or "") != 64 or known["sha256"] == file.checksum):
+        return True
+    if file.checksum is None or not (digest := _verified(path, file)):
+        return False
+    entry["files"][file.name] = {"bytes": file.bytes, "sha256": digest}
+    return True
+
+
+def _verified(path: Path, file: HubFile) -> str:
+    """SHA-256 of a file, '' if it is not there or not what the hub lists."""
+    if not path.is_file() or num_bytes(path) != file.bytes:
+        return ""
+    digest = checksum = sha256(path)
+    if len(file.checksum or "") == 40:  # a git blob id
+        checksum = hashlib.sha1(b"blob %d\0" % file.bytes + path.read_bytes()).hexdigest()
+    return digest if file.checksum in (None, checksum) else ""

@@ -1,0 +1,129 @@
+"""A mirror: files of hub repositories at pinned revisions, in a folder that `f2llm fetch` fills.
+
+Whatever reads published data reads a mirror, never the hub; a mirror works wherever it is copied. It holds
+    manifest.json        {repository: {"revision": sha, "files": {name: {"bytes": n, "sha256": hex}}}}, and, where it
+                         was fetched, "listing": the names of all files at that commit, fetched or not
+    <repository>/<name>  the files
+
+While a fetch runs, <repository>/.cache/huggingface holds its unfinished files. It goes when the fetch ends, or with the
+next one if it was killed. Only what the manifest names is read, verified or listed.
+"""
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path, PureWindowsPath
+
+from ..store.files import sha256, whole_file
+
+
+def write_manifest(mirror: Path, manifest: dict) -> None:
+    """Write manifest.json, whole or not at all."""
+    with whole_file(mirror / "manifest.json") as new, new.open("w", encoding="utf-8") as opened:
+        json.dump(manifest, opened, ensure_ascii=False, indent=1, sort_keys=True)
+
+
+def read_manifest(mirror: Path) -> dict[str, dict]:
+    """What a mirror holds, checked; {} where there is none."""
+    path = Path(mirror) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for repo_id, entry in manifest.items():
+            if not isinstance(entry["revision"], str):
+                raise ValueError(f"the revision of {repo_id} is no text")
+            for name in (*entry["files"], *entry.get("listing", [])):
+                inside(path.parent / repo_id, name)
+            for name, fact in entry["files"].items():
+                if not (isinstance(fact["bytes"], int) and isinstance(fact["sha256"], str)):
+                    raise ValueError(f"{name} of {repo_id} has no bytes and sha256")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the manifest of a mirror ({type(error).__name__}: {error}); remedy: remove it and fetch "
+            "again, files that are there whole are kept"
+        ) from error
+    return manifest
+
+
+class Mirror:
+    """A mirror as the pipeline reads it; nothing is downloaded or written."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._manifest = read_manifest(self.path)
+
+    def require(self, repo_id: str, patterns: list[str], *, command: str, revision: str | None = None) -> list[Path]:
+        """Sorted paths of the files of a repository that the names or globs select; all are there, not only some.
+
+        A ValueError names what is missing, truncated or of another revision, and `command`, which fetches it.
+        """
+        entry = self._manifest.get(repo_id, {"revision": revision, "files": {}})
+        if revision not in (None, entry["revision"]):
+            raise ValueError(
+                f"mirror {self.path} holds {repo_id} at revision {entry['revision']}, but {revision} is asked for; "
+                f"remedy: another mirror folder, or ask for the other revision, or remove {self.path / repo_id} "
+                f"and run: {command}"
+            )
+        paths, faults = set(), {}
+        for pattern in patterns:
+            names = matching(sorted({*entry["files"], *entry.get("listing", [])}), pattern) or [pattern]
+            paths |= {self.path / repo_id / name for name in names}
+            faults |= {name: fault for name in names if (fault := self._fault(entry["files"], repo_id, name))}
+        if faults:
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            some = ", ".join(list(faults.values())[:3])
+            raise ValueError(f"mirror {self.path}, {repo_id}: {some}{more}; remedy: fetch with: {command}")
+        return sorted(paths)
+
+    def verify(self) -> list[str]:
+        """One line for every file that is missing or is not what was fetched, [] if all is well; reads every byte."""
+        problems = []
+        for repo_id, entry in self._manifest.items():
+            for name, fact in entry["files"].items():
+                fault, path = self._fault(entry["files"], repo_id, name), self.path / repo_id / name
+                if not fault and sha256(path) != fact["sha256"]:
+                    fault = f"{name} was changed: remove {path} and fetch again"
+                problems += [f"{repo_id}: {fault}"] if fault else []
+        return problems
+
+    def revision(self, repo_id: str) -> str:
+        """The commit at which the mirror holds a repository."""
+        return self._of(repo_id)["revision"]
+
+    def sha256(self, repo_id: str, name: str) -> str:
+        """SHA-256 of one file, as the manifest has it."""
+        if name not in (facts := self._of(repo_id)["files"]):
+            raise ValueError(f"mirror {self.path}, {repo_id}: {name} is missing; remedy: f2llm fetch")
+        return facts[name]["sha256"]
+
+    def _of(self, repo_id: str) -> dict:
+        if repo_id not in self._manifest:
+            held = ", ".join(sorted(self._manifest)) or "nothing"
+            raise ValueError(f"mirror {self.path} has no {repo_id}, it holds {held}; remedy: f2llm fetch")
+        return self._manifest[repo_id]
+
+    def _fault(self, files: dict, repo_id: str, name: str) -> str:
+        path = self.path / repo_id / name
+        if name not in files or not path.is_file():
+            return f"{name} is missing"
+        if num_bytes(path) != (expected := files[name]["bytes"]):
+            return f"{name} has {num_bytes(path)} bytes, not {expected}: truncated or changed, fetch again"
+        return ""
+
+
+def num_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def inside(folder: Path, name: str) -> Path:
+    """folder/name, if that is in the folder under any system's rules."""
+    path = PureWindowsPath(name)  # takes both kinds of slashes, and knows drives
+    if not name or path.anchor or ".." in path.parts:
+        raise ValueError(
+            f"the name {name!r} could leave {folder}, nothing was written; remedy: leave it out of the patterns"
+        )
+    return folder / name
+
+
+def matching(names, pattern: str) -> list[str]:
+    return [name for name in names if name == pattern or fnmatchcase(name, pattern)]

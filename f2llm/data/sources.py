@@ -1,0 +1,202 @@
+"""Where the records of a source come from: installed packages, the released tuples, the original sets, local files."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..config import Data
+from ..embedded.records import BUILDERS
+from ..embedded.tasks import tasks
+from ..embedded.texts import texts
+from ..text import without_prompt
+from .converters import convert
+from .local import layout_of, local_records
+from .mirror import Mirror
+from .readers import open_table, require_columns
+from .registry import Source
+
+LOCAL = Path("data/local")  # the folder of local files: a stage depends on it
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is stored as one unit: a file of the released data, or a whole source. Its name names its files."""
+
+    name: str
+    source: Source
+    paths: tuple[Path, ...]
+    revision: str | None
+    inputs: dict[str, str]  # file -> sha256
+    ready_made: bool  # rows have a passage; otherwise a label
+
+
+def parts_of(sources: list[Source], data: Data) -> list[Part]:
+    """All parts, after a look at whether every file that they need is there: one ValueError names what is missing."""
+    if data.source == "embedded":
+        return [Part(source.name, source, (), None, {}, source.task == "retrieval") for source in sources]
+    if data.source == "local":
+        return [_local_part(source) for source in sources]
+    mirror = Mirror(Path(data.mirror))
+    find = _released_parts if data.source == "released" else _original_parts
+    return find(sources, data, mirror)
+
+
+def files_needed(sources: list[Source], data: Data) -> list[tuple[str, list[str], str | None]]:
+    """(repository, names or globs of files, commit or None) of all that a mirror must hold for these sources."""
+    if data.source == "released":
+        return [(data.released, [f"{stem}.parquet" for source in sources for stem in source.files], data.revision)]
+    if data.source == "sources":
+        return [(source.hub_id, source.hub_files, source.hub_revision) for source in sources]
+    return []
+
+
+def fetch_command(data: Data) -> str:
+    """The command that downloads the missing files of a configuration."""
+    names = [f" --set 'data.{key}=[{', '.join(getattr(data, key))}]'" for key in ("only", "leave_out")]
+    chosen = [option for key, option in zip(("only", "leave_out"), names) if getattr(data, key)]
+    return f"f2llm fetch --set data.from={data.source}{''.join(chosen)}"
+
+
+def load_source(part: Part, data: Data, seed: int) -> Iterator[dict]:
+    """The records of one part. How many are drawn depends on the part alone, and which on (seed, part)."""
+    source = part.source
+    if data.source == "embedded":
+        training, _ = texts(data.held_out_percent, data.split)
+        yield from BUILDERS[source.converter](training, source.fields, source.rows, f"{seed}:{source.name}")
+    elif data.source == "released":
+        yield from _released_records(part, data, seed)
+    else:
+        limit = min(_caps(source, data), default=None)
+        yield from _draw(partial(_records, part, data), limit, seed, part.name)
+
+
+def _caps(source: Source, data: Data) -> list[int]:
+    caps = [source.rows, source.published_rows if data.source == "sources" else None]
+    return [cap for cap in (*caps, 0 if source.stage1 else data.cap_per_source) if cap]
+
+
+def _records(part: Part, data: Data) -> Iterator[dict]:
+    source, opened = part.source, [open_table(path) for path in part.paths]
+    if data.source == "local" and source.converter is None:
+        for table in opened:
+            yield from local_records(table, source.task)
+    else:
+        yield from convert(source.converter, source.fields, opened, where=source.name)
+
+
+def _draw(records: Callable[[], Iterable[dict]], limit: int | None, seed: int, name: str) -> Iterator[dict]:
+    """All records, or `limit` of them in their order; they are then read twice, so that memory stays as it is."""
+    count = sum(1 for _ in records()) if limit else 0
+    if not limit or count <= limit:
+        yield from records()
+        return
+    chosen = set(_choose(count, limit, seed, name).tolist())
+    yield from (record for number, record in enumerate(records()) if number in chosen)
+
+
+def _choose(count: int, limit: int, seed: int, name: str) -> np.ndarray:
+    """`limit` of `count` row numbers, ascending, by a draw keyed by (seed, name): adding a source changes no other."""
+    draw = np.random.default_rng(list(repr((seed, "rows", name)).encode()))
+    return np.sort(draw.choice(count, size=limit, replace=False))
+
+
+# Installed packages -----------------------------------------------------------------------------
+
+
+def evaluation_tasks(data: Data, seed: int) -> list[dict]:
+    """The held-out tasks that belong to the data."""
+    _, held_out = texts(data.held_out_percent, data.split)
+    return tasks(held_out, seed)
+
+
+# The released tuples ----------------------------------------------------------------------------
+
+
+def _released_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[Part]:
+    """One part per file; a file that several sources share is one part per source."""
+    named = [(source, stem) for source in sources for stem in source.files]
+    ((repo_id, files, revision),) = files_needed(sources, data)
+    paths = mirror.require(repo_id, files, revision=revision, command=fetch_command(data))
+    by_name = {path.name: path for path in paths}
+    return [
+        Part(
+            name=source.name if source.file_rows else stem,
+            source=source,
+            paths=(by_name[file],),
+            revision=data.revision,
+            inputs={file: mirror.sha256(data.released, file)},
+            ready_made=True,
+        )
+        for (source, stem), file in zip(named, files)
+    ]
+
+
+def _released_records(part: Part, data: Data, seed: int) -> Iterator[dict]:
+    """Rows of one Parquet file in the authors' layout, read in blocks; texts without a prompt, which the kit adds.
+
+    Stage-1 sources whole, of others at most data.cap_per_source rows. Source: arXiv 2603.19223, section on data.
+    """
+    source, table = part.source, open_table(part.paths[0])
+    require_columns(table, ["query", "passage", "negative_1"])
+    columns = sorted((name for name in table.columns if re.fullmatch(r"negative_\d+", name)), key=_number)
+    first, last = source.file_rows or (0, table.num_rows)
+    if last > table.num_rows:
+        raise ValueError(
+            f"{table.path} has {table.num_rows} rows, but data/sources.yaml counts rows {first} to {last} as "
+            f"'{source.name}'; remedy: the revision {data.revision} of {data.released}"
+        )
+    rows = np.arange(first, last)
+    cap = 0 if source.stage1 else data.cap_per_source
+    if cap and len(rows) > cap:
+        rows = rows[_choose(len(rows), cap, seed, part.name)]
+    for number, row in table.rows(rows):
+        texts = [row["query"], row["passage"], *(row[name] for name in columns)]
+        if wrong := [text for text in texts if text is not None and not isinstance(text, str)]:
+            raise ValueError(f"{table.path}, row {number}: {wrong[0]!r} is not text; remedy: the released layout")
+        query, passage, *negatives = (without_prompt(text or "") for text in texts)
+        record = {"query": query, "passage": passage, "negatives": negatives}
+        yield record | ({"language": row["lang"]} if row.get("lang") else {})
+
+
+def _number(column: str) -> int:
+    return int(column.rpartition("_")[2])
+
+
+# The original sets and local files --------------------------------------------------------------
+
+
+def _original_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[Part]:
+    found = []
+    for source in sources:
+        paths = mirror.require(
+            source.hub_id, source.hub_files, revision=source.hub_revision, command=fetch_command(data)
+        )
+        names = [path.relative_to(Path(data.mirror) / source.hub_id).as_posix() for path in paths]
+        inputs = {name: mirror.sha256(source.hub_id, name) for name in names}
+        revision = mirror.revision(source.hub_id)
+        found.append(Part(source.name, source, tuple(paths), revision, inputs, source.task == "retrieval"))
+    return found
+
+
+def _local_part(source: Source) -> Part:
+    if not source.files:
+        raise ValueError(f"source '{source.name}' names no files; remedy: files: [name of a file in {LOCAL}]")
+    paths = tuple(LOCAL / name for name in source.files)
+    for path in paths:
+        if not path.resolve().is_relative_to(LOCAL.resolve()):
+            raise ValueError(f"source '{source.name}': {path} lies outside {LOCAL}; remedy: move the file there")
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise ValueError(f"source '{source.name}': {', '.join(missing)} missing; remedy: put the file into {LOCAL}")
+    ready_made = source.task == "retrieval"
+    if not ready_made and source.converter is None:
+        others = {layout_of(open_table(path), source.task).other for path in paths}
+        if len(others) > 1:
+            raise ValueError(f"source '{source.name}': some files have labels, others passages; remedy: two sources")
+        ready_made = others == {"passage"}
+    inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return Part(source.name, source, paths, None, inputs, ready_made)

@@ -1,0 +1,5 @@
+"""Evaluation by mteb: tasks, and tables of scores."""
+
+from .run import evaluate
+
+__all__ = ["evaluate"]

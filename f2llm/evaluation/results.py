@@ -1,0 +1,52 @@
+"""Tables of scores, and the files of results/ that the report reads."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+COLUMNS = ["model", "task", "type", "score"]
+
+
+def mean_over_subsets(by_subset: pd.DataFrame) -> pd.DataFrame:
+    """One row per model and task, in the order given.
+
+    A rank correlation (STS) that is negative, or undefined because all cosines are equal, counts as 0: chance.
+    """
+    means = (
+        by_subset.fillna({"score": 0}).groupby(["model", "task", "type"], sort=False, as_index=False)["score"].mean()
+    )
+    return means.assign(score=means["score"].clip(lower=0).round(4))[COLUMNS]
+
+
+def mean_by_language(by_subset: pd.DataFrame) -> pd.DataFrame:
+    """model, task, language, score of the bitext tasks, whose subsets begin with a language: fra-eng."""
+    bitext = by_subset[by_subset["type"] == "BitextMining"]
+    bitext = bitext.assign(language=bitext["subset"].str[:3])
+    return bitext.groupby(["model", "task", "language"], as_index=False, sort=False)["score"].mean().round(4)
+
+
+def metrics(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """{model: {mean, retrieval_and_bitext, mean of each type}} for `dvc metrics`."""
+    by_model = {}
+    for model, rows in scores.groupby("model", sort=False):
+        searched = rows[rows["type"].isin(["Retrieval", "BitextMining"])]
+        means = {"mean": rows["score"].mean(), "retrieval_and_bitext": searched["score"].mean()}
+        means |= rows.groupby("type")["score"].mean().to_dict()
+        by_model[model] = {key: round(float(value), 4) for key, value in means.items()}
+    return by_model
+
+
+def write_results(
+    by_subset: pd.DataFrame, dims: pd.DataFrame, parameters: pd.DataFrame, folder: Path = Path("results")
+) -> None:
+    """scores.csv, dims.csv, languages.csv, parameters.csv, metrics.json.
+
+    by_subset: of `evaluate_all`, dims: of `evaluate_prefixes`, parameters: of `parameters_of`.
+    """
+    folder, scores = Path(folder), mean_over_subsets(by_subset)
+    folder.mkdir(exist_ok=True)
+    tables = {"scores": scores, "dims": dims, "languages": mean_by_language(by_subset), "parameters": parameters}
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps(metrics(scores), indent=1) + "\n")

@@ -1,0 +1,126 @@
+"""Evaluation tasks that are kept as plain files, as mteb tasks; and our encoders as mteb models.
+
+Each model gets fresh task objects, since a task that was run before carries the state of its random numbers into the
+next run.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import (
+    AbsTaskBitextMining,
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+from mteb.types import PromptType
+
+
+def _bitext(data: dict) -> dict:
+    return {subset: DatasetDict(test=Dataset.from_dict(columns)) for subset, columns in data.items()}
+
+
+def _pairs(data: dict) -> DatasetDict:
+    return DatasetDict(test=Dataset.from_dict(data["default"]))
+
+
+def _train_and_test(data: dict) -> DatasetDict:
+    return DatasetDict({split: Dataset.from_dict(columns) for split, columns in data["default"].items()})
+
+
+def _retrieval(data: dict) -> dict:
+    parts = data["default"]
+    queries = [{"id": f"q{number}", "text": text} for number, text in enumerate(parts["queries"])]
+    corpus = [{"id": f"d{number}", "title": "", "text": text} for number, text in enumerate(parts["corpus"])]
+    relevant = {f"q{number}": {f"d{row}": 1 for row in rows} for number, rows in enumerate(parts["relevant"])}
+    candidates = None
+    if "candidates" in parts:
+        candidates = {f"q{number}": [f"d{row}" for row in rows] for number, rows in enumerate(parts["candidates"])}
+    split = RetrievalSplitData(
+        queries=Dataset.from_list(queries),
+        corpus=Dataset.from_list(corpus),
+        relevant_docs=relevant,
+        top_ranked=candidates,
+    )
+    return {"default": {"test": split}}
+
+
+# type: base class, how its data are built, main score, what the class needs to know
+KINDS = {
+    "BitextMining": (AbsTaskBitextMining, _bitext, "f1", {}),
+    "Retrieval": (AbsTaskRetrieval, _retrieval, "ndcg_at_10", {}),
+    "Reranking": (AbsTaskRetrieval, _retrieval, "map_at_1000", {}),
+    "STS": (AbsTaskSTS, _pairs, "cosine_spearman", {"min_score": 0, "max_score": 1}),
+    "PairClassification": (AbsTaskPairClassification, _pairs, "max_ap", {}),
+    "Classification": (
+        AbsTaskClassification,
+        _train_and_test,
+        "accuracy",
+        {"samples_per_label": 16, "n_experiments": 5},
+    ),
+    "Clustering": (
+        AbsTaskClustering,
+        _pairs,
+        "v_measure",
+        {"max_fraction_of_documents_to_embed": None, "max_document_to_embed": None, "max_documents_per_cluster": 512},
+    ),
+}
+
+
+def mteb_task(task: dict):
+    """A fresh mteb task of one of our files; nothing of it is ever looked up on a hub."""
+    base, build, main_score, settings = KINDS[task["type"]]
+    languages = task["languages"]
+    metadata = TaskMetadata(
+        name=task["name"],
+        description=f"Embedded evaluation task of type {task['type']}: {task['instruction']}",
+        reference=None,
+        type=task["type"],
+        category="t2c" if task["type"] in ("Classification", "Clustering") else "t2t",
+        main_score=main_score,
+        dataset={"path": f"local/{task['name']}", "revision": "local"},
+        eval_splits=["test"],
+        eval_langs=languages if task["type"] == "BitextMining" else languages["default"],
+        modalities=["text"],
+        date=("2025-01-01", "2025-12-31"),
+        domains=["Written"],
+        task_subtypes=[],
+        license="not specified",
+        annotations_creators="derived",
+        dialect=[],
+        sample_creation="created",
+        bibtex_citation="",
+    )
+
+    def load_data(self, *arguments, **kwargs):
+        self.dataset, self.data_loaded = build(task["data"]), True
+
+    return type(task["name"], (base,), {"metadata": metadata, "load_data": load_data, **settings})()
+
+
+class Encoder(AbsEncoder):
+    """What mteb asks of a model."""
+
+    def __init__(self, encode: Callable, name: str, instructions: dict[str, str]):
+        self.function, self.instructions = encode, instructions
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={
+                "name": f"f2llm/{name}",
+                "revision": "local",
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "modalities": ["text"],
+            }
+        )
+
+    def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> np.ndarray:
+        texts = [text for batch in inputs for text in batch["text"]]
+        instruction = None if prompt_type == PromptType.document else self.instructions[task_metadata.name]
+        return self.function(texts, instruction)

@@ -1,0 +1,259 @@
+"""The command line: what is not itself a notebook. `python -m f2llm <verb>`, also installed as `f2llm`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..config import config_yaml, load_config, overrides_of, read_yaml, resolve, root, write_config
+from ..store.files import require_writable
+from .notebook import execute, write_html, write_stage_code
+
+TRAINING_NOTEBOOKS = (
+    "01_backbone",
+    "02_data",
+    "04_stage1",
+    "05_stage2",
+    "07_distill",
+)  # what a machine may be too small for
+
+LEFT_BY_AN_EXPERIMENT = (
+    "; params.yaml differs from the last commit, as an experiment leaves it: git checkout params.yaml takes its "
+    "values back"
+)
+
+app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
+
+
+@contextmanager
+def _params_blamed() -> Iterator[None]:
+    """An error within says how to undo what an experiment has left in params.yaml."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{error}{LEFT_BY_AN_EXPERIMENT if _params_changed() else ''}") from None
+
+
+def _params_changed() -> bool:
+    """Whether params.yaml differs from git's last commit; False without git, and in a temporary experiment's folder."""
+    try:
+        command = ["git", "status", "--porcelain", "--", "params.yaml"]
+        changes = subprocess.run(command, cwd=root(), capture_output=True, text=True).stdout
+    except (OSError, ValueError):  # no git, no repository
+        return False
+    return "M" in changes[:2] and ".dvc" not in root().parts
+
+
+@app.command()
+def sizes(
+    csv: Annotated[bool, typer.Option("--csv", help="the published values alone, as CSV")] = False,
+) -> None:
+    """The sizes that model.size can name, under both recipes: shape, training, and by estimate what they need."""
+    from . import plan
+
+    if csv:
+        for row in plan.published_table():
+            print(",".join(map(str, row)))
+        return
+    table, legend = plan.table_of_sizes()
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(legend)
+
+
+@app.command()
+def config(
+    size: Annotated[str | None, typer.Argument(help="a size; without it model.size of params.yaml")] = None,
+    out: Annotated[Path | None, typer.Argument(help="a file; without it they are printed")] = None,
+) -> None:
+    """The values of a size as params.yaml resolves them, checked; with OUT as a file, for a size that fits here.
+
+    The stage `config`, the first of a run: what cannot be trained on this machine stops there.
+    """
+    from .plan import require_fits
+
+    with _params_blamed():
+        config = load_config(size)
+        if out is not None:
+            require_fits(config)
+    if out is None:
+        print(config_yaml(config), end="")
+    else:
+        write_config(config, out)
+
+
+@app.command()
+def teacher(
+    out: Annotated[Path, typer.Argument(help="where the model goes")],
+) -> None:
+    """Copy the larger model that stage 2 learns from, if the configuration names one (stage `teacher`)."""
+    from .models import copy_teacher
+    from .plan import require_fits
+
+    with _params_blamed():
+        config = load_config()
+        require_fits(config)
+    copy_teacher(config, out)
+
+
+@app.command()
+def code(
+    out: Annotated[Path, typer.Argument(help="a folder for them")],
+) -> None:
+    """Write the code that each stage runs, without prose, comments and docstrings (stage `code`)."""
+    write_stage_code(out)
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="the name of a notebook, such as 05_stage2")],
+    reading_copy: Annotated[Path | None, typer.Option(help="also an HTML without code")] = None,
+) -> None:
+    """Run a notebook by papermill into runs/, with an HTML copy (every other stage)."""
+    from ..store.checkpoint import clear_finished
+    from .launch import die_with_parent
+    from .plan import require_fits
+
+    if "DVC_STAGE" in os.environ:
+        die_with_parent()  # a stage does not outlive a DVC that was killed
+    with _params_blamed():
+        config = load_config()
+        if notebook in TRAINING_NOTEBOOKS:
+            require_fits(config)
+    require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
+    executed = Path("runs") / f"{notebook}.ipynb"
+    execute(Path("notebooks") / f"{notebook}.ipynb", executed)
+    clear_finished(Path("scratch/train"))
+    if reading_copy:
+        reading_copy.parent.mkdir(parents=True, exist_ok=True)
+        write_html(executed, reading_copy, with_code=False)
+
+
+@app.command()
+def fetch(
+    size: Annotated[str | None, typer.Argument(help="a size; without it model.size of params.yaml")] = None,
+    recipe: Annotated[str | None, typer.Option(help="v1 or v2; without it recipe of params.yaml")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="as in --set data.from=released")] = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
+    adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
+) -> None:
+    """Download all published data and models that a size needs into its mirror folder; whole files are kept.
+
+    The models alone: --set data.from=embedded
+    """
+    from ..data.fetch import adopt as adopt_folder
+    from ..data.fetch import fetch as fetch_files
+    from ..data.fetch import models_needed, plan_all
+    from ..data.mirror import Mirror
+    from ..data.registry import choose_sources, load_registry
+    from ..data.sources import files_needed
+
+    params = read_yaml(root() / "params.yaml")
+    config = resolve(params | ({"recipe": recipe} if recipe else {}), size, overrides_of(settings))
+    mirror = root() / config.data.mirror
+    if verify:
+        problems = Mirror(mirror).verify()
+        print("\n".join(problems) or f"{mirror}: all files that were fetched are there, unchanged")
+        raise typer.Exit(bool(problems))
+    if adopt and config.data.revision is None:
+        raise ValueError(
+            f"data.revision is null, but --adopt must know the commit of {config.data.released} that {adopt} holds; "
+            "remedy: --set data.revision=<40 digits>"
+        )
+    if adopt:
+        adopt_folder(mirror, config.data.released, adopt, config.data.revision)
+    needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
+    if not needed:
+        print(f"data.from is {config.data.source}: no data to fetch; the papers' tuples: --set data.from=released")
+    plans = plan_all(([] if adopt else needed) + models_needed(config))
+    for plan in plans:
+        print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
+    for plan in plans:
+        fetch_files(plan, mirror)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="JSON Lines, CSV, TSV or Parquet with query, and passage or label")],
+    task: Annotated[str | None, typer.Option(help="retrieval, clustering or classification; or by its columns")] = None,
+    instruction: Annotated[str | None, typer.Option(help="what is put before its queries")] = None,
+    model: Annotated[Path | None, typer.Option(help="whose tokens are counted")] = None,
+) -> None:
+    """Look at a file of training data as the pipeline will: exit code 0 if it is usable, 1 with all problems listed."""
+    from ..data.inspect import check_file
+
+    report = check_file(file, load_config().stage2.max_tokens, task=task, instruction=instruction, model=model)
+    print(report)
+    raise typer.Exit(not report.usable)
+
+
+@app.command()
+def ablate(
+    only: Annotated[str, typer.Option(help="a part of the name of an experiment or an arm")] = "",
+    collect: Annotated[bool, typer.Option(help="run nothing, only add what this clone has run")] = False,
+) -> None:
+    """Run the experiments of ablations.yaml that results/ablations.csv lacks; after a kill, the same call again."""
+    import pandas as pd
+
+    from . import ablations
+
+    os.chdir(root())
+    path = ablations.RESULTS
+    earlier = ablations.read_ablations(path) if path.exists() else pd.DataFrame(columns=ablations.COLUMNS)
+    failure = None
+    try:
+        if not collect:
+            ablations.run_missing(earlier, only)
+    except (ValueError, RuntimeError, KeyboardInterrupt) as error:
+        failure = error
+    found = ablations.collect(earlier)
+    found.to_csv(path, index=False)
+    count, whole = (len(table.drop_duplicates(["group", "arm", "seed"])) for table in (found, earlier))
+    print(f"{path} has {count} of {len(ablations.experiments())} experiments of the plan; before it had {whole}")
+    if failure:
+        raise failure
+
+
+@app.command()
+def summary(
+    seconds: Annotated[int, typer.Option(help="how long the run took; 0: not known")] = 0,
+) -> None:
+    """The table of results, where the report lies, and how long it took."""
+    from ..reporting.readme import summary_lines
+
+    print("\n".join(summary_lines(root(), seconds)))
+
+
+@app.command()
+def readme() -> None:
+    """Write the tables of README.md (results), docs/ablations.md and data/README.md (sources) between their marks."""
+    from ..data.registry import load_registry
+    from ..reporting import readme as tables
+    from .ablations import compare, experiments, first_arms, read_ablations
+
+    folder = root()
+    ablated = read_ablations(folder / "results" / "ablations.csv")
+    compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments(folder / "ablations.yaml")))
+    sources = tables.registry_markdown(load_registry(folder / "data" / "sources.yaml"))
+    tables.write_between(folder / "README.md", tables.RESULT_MARKS, tables.results_markdown(folder))
+    tables.write_between(folder / "docs" / "ablations.md", tables.ABLATION_MARKS, tables.ablations_markdown(compared))
+    tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)
+
+
+def main() -> None:
+    """Run a verb; a wrong input ends with one line and exit code 1, not with a traceback."""
+    try:
+        app()
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        sys.exit(130)

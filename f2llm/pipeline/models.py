@@ -1,0 +1,84 @@
+"""Where backbone and teacher come from: the mirror of the hub, another experiment of this repository, or a folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ..config import SHAPE, Backbone, Config
+from ..data.mirror import Mirror
+from ..model import MODEL_FILES, append_eos
+from ..store.files import whole_folder
+
+OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json"]
+
+
+def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
+    """Copy a checkpoint of the mirror into an existing folder, and make its tokenizer append EOS by itself.
+
+    A ValueError names the first number of its shape that differs from params.yaml.
+    """
+    copy_model(mirror, backbone.name, backbone.revision, folder)
+    found = json.loads((folder / "config.json").read_text())
+    for name in SHAPE:
+        if found.get(name) != getattr(backbone, name):
+            raise ValueError(
+                f"{backbone.name} at {backbone.revision} has {name} {found.get(name)}, but backbone.{name} is "
+                f"{getattr(backbone, name)}; remedy: the shape or the checkpoint in params.yaml"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        tokenizer.backend_tokenizer.post_processor = append_eos(tokenizer.eos_token, tokenizer.eos_token_id)
+        tokenizer.save_pretrained(folder)
+
+
+def copy_teacher(config: Config, out: Path) -> None:
+    """Copy stage 2's teacher, which `teacher` in params.yaml names, to a folder; teacher.json records its origin.
+
+    none: the folder holds that file alone. hub: from the mirror. experiment: its models/stage2, from DVC's cache.
+    """
+    kind, _, what = config.teacher.partition(":")
+    with whole_folder(out) as folder:
+        if kind == "hub":
+            repo_id, _, revision = what.rpartition("@")
+            copy_model(Path(config.data.mirror), repo_id, revision, folder)
+        elif kind == "experiment":
+            _copy_from_experiment(what, folder)
+        elif kind == "folder":
+            if not (Path(what) / "config.json").exists():
+                raise ValueError(
+                    f"teacher is {config.teacher!r}, but {what} holds no config.json; remedy: another path"
+                )
+            shutil.copytree(what, folder, dirs_exist_ok=True)
+        (folder / "teacher.json").write_text(json.dumps({"teacher": config.teacher}) + "\n")
+
+
+def _copy_from_experiment(name: str, folder: Path) -> None:
+    """models/stage2 of a DVC experiment, branch or commit of this repository; also inside a temporary experiment."""
+    repository = os.environ.get("DVC_ROOT", ".")
+    got = folder / "got"  # a folder that is there would get a folder stage2 inside
+    command = ["-m", "dvc", "get", "--rev", name, "--out", str(got), repository, "models/stage2"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode or not (got / "config.json").exists():
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "it has no config.json"
+        raise ValueError(
+            f"teacher is 'experiment:{name}', but its models/stage2 cannot be had: {reason}; "
+            "remedy: a name that `dvc exp show` lists, after `dvc exp pull` if it was run elsewhere"
+        )
+    for path in got.iterdir():
+        path.rename(folder / path.name)
+    got.rmdir()
+
+
+def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
+    """The files of a model at a commit, into a folder that is there."""
+    required = Mirror(mirror).require(repo_id, MODEL_FILES, command="f2llm fetch", revision=revision)
+    optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
+    paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # a glob also finds what lies deeper
+    for path in [*paths, *(path for path in optional if path.exists())]:
+        shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,98 @@
+"""Figures of the report: each draws on axes that it is handed."""
+
+import pandas as pd
+
+from .tables import TYPES, label, language_name
+
+
+def smoothed(log: pd.DataFrame, column: str = "loss", window: int = 20) -> pd.Series:
+    """Mean over the last `window` steps: a homogeneous batch's loss depends on its source more than on the step."""
+    return log[column].rolling(window, min_periods=1).mean()
+
+
+def plot_losses(axes, logs: dict[str, pd.DataFrame]) -> None:
+    """Loss against optimizer step, one line per training."""
+    for name, log in logs.items():
+        axes.plot(log["step"], smoothed(log), label=name)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats), mean of 20 steps", ylim=(0, None))
+    axes.legend()
+
+
+def plot_dims(axes, dims: pd.DataFrame) -> None:
+    """Mean score against matryoshka dim, one line per type of task, highest first. dims: dim, task, type, score."""
+    means = 100 * dims.groupby(["type", "dim"])["score"].mean().unstack("dim")
+    for kind, row in means.sort_values(means.columns[-1], ascending=False).iterrows():
+        row = row.dropna()
+        axes.plot(row.index, row, marker="o", label=TYPES.get(kind, kind))
+    axes.set(xlabel="dimensions kept", ylabel="mean score x 100", ylim=(0, None))
+    _log_axis(axes, dims["dim"].unique())
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def plot_sizes(axes, points: pd.DataFrame) -> None:
+    """Quality over parameters and over dimensions, on two axes: model, without_embeddings, dim, score.
+
+    Left: one line per number of dimensions kept, over models; right: one line per model, over dimensions.
+    """
+    left, right = axes
+    full = points.loc[points.groupby("model")["dim"].idxmax()].sort_values("without_embeddings")
+    lines = {"all": full} | {f"{dim}": rows for dim, rows in points.groupby("dim") if len(rows) > 1}
+    for name, rows in lines.items():
+        rows = rows.sort_values("without_embeddings")
+        left.plot(rows["without_embeddings"] / 1e3, 100 * rows["score"], marker="o", label=f"{name} dimensions")
+    for row in full.itertuples():
+        place = (row.without_embeddings / 1e3, 100 * row.score)
+        left.annotate(label(row.model).split(",")[0], place, xytext=(-5, 5), textcoords="offset points", ha="right")
+    left.set(xlabel="non-embedding parameters (thousands)", ylabel="mean score x 100")
+    _log_axis(left, (full["without_embeddings"] / 1e3).round().astype(int).unique())
+    left.margins(x=0.15, y=0.12)
+    for model in full["model"][::-1]:
+        rows = points[points["model"] == model].sort_values("dim")
+        right.plot(rows["dim"], 100 * rows["score"], marker="o", label=label(model))
+    right.set(xlabel="dimensions kept")
+    _log_axis(right, points["dim"].unique())
+    for one in axes:
+        one.legend(loc="lower right")
+
+
+def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
+    """One panel per model, one line per arm: the difference and its interval, grey where that holds 0.
+
+    What an arm is compared with stands beside it where it is not the first group's first arm.
+
+    axes: as many as models, with one y axis in common; rows as `by_models` gives them.
+    """
+    arms = list(dict.fromkeys(rows[["group", "arm"]].itertuples(index=False, name=None)))[::-1]
+    colors = {"lower": "C3", "higher": "C2"}
+    for panel, model in zip(axes, models, strict=True):
+        for row in rows[rows["model"] == model].itertuples():
+            place, color = arms.index((row.group, row.arm)), colors.get(row.verdict, "grey")
+            panel.plot([row.low, row.high], [place, place], color=color)
+            panel.plot(row.difference, place, "o", color=color)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_title(label(model).removesuffix(", distilled"))
+    against = dict(zip(rows["group"], rows["against"]))
+    common = against[arms[-1][0]]  # of the first group: said once, by whoever draws
+    names = [arm if against[group] == common else f"{arm} (against {against[group]})" for group, arm in arms]
+    axes[0].set_yticks(range(len(arms)), names, fontsize=8)
+
+
+def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> None:
+    """One line per language with a marker per model, by the lead of the last of `models` over the one before it.
+
+    languages: model, language, score. models: the marker of each.
+    """
+    table = 100 * languages.pivot_table(index="language", columns="model", values="score")
+    *_, other, shown = models
+    table = table.loc[(table[shown] - table[other]).sort_values().index]
+    for model, marker in models.items():
+        axes.plot(table[model], range(len(table)), marker, label=label(model))
+    axes.set_yticks(range(len(table)), [language_name(code) for code in table.index])
+    axes.set(xlabel="bitext F1 x 100")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _log_axis(axes, ticks) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
+    axes.minorticks_off()

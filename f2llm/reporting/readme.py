@@ -1,0 +1,112 @@
+"""Tables in Markdown that `f2llm readme` writes into README.md, docs/ablations.md and data/README.md.
+
+Each stands between two marks, so that a text and a table that a program writes can share a file. Here too: the summary
+that `make repro` ends with.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pandas as pd
+
+from ..data.registry import PUBLISHED, Source
+from .tables import by_models, label, read_scores, table_by_type
+
+RESULT_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
+ABLATION_MARKS = ("<!-- ablations: written by `f2llm readme` -->", "<!-- end of ablations -->")
+REGISTRY_MARKS = ("<!-- registry: written by `f2llm readme` -->", "<!-- end of registry -->")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, the best value of each column in bold."""
+    best = table.max()
+    lines = ["| model | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    for name, row in table.iterrows():
+        cells = [f"**{value:.1f}**" if value == best[column] else f"{value:.1f}" for column, value in row.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary_lines(folder: Path, seconds: int) -> list[str]:
+    """The first columns of the results, where the report lies and, unless `seconds` is 0, how long the run took."""
+    table = table_by_type(read_scores(folder)).iloc[:, :4]
+    lines = ["", "Scores, times 100 (held-out tasks of the embedded corpus):", table.to_string(), ""]
+    lines.append(f"Report: {Path(folder) / 'results' / 'report.html'}")
+    if seconds:
+        lines.append(f"Time:   {seconds // 60} min {seconds % 60} s, installation not counted")
+    return lines
+
+
+def results_markdown(folder: Path) -> str:
+    """The scores in `folder`/results as a table: a row per model, a column per type of task."""
+    return markdown(table_by_type(read_scores(folder)))
+
+
+def ablations_markdown(compared: pd.DataFrame) -> str:
+    """The table that `ablations.compare` returns, as one Markdown table for each set of models.
+
+    A row per arm; a cell is a difference of mean scores times 100 (its interval), in bold if that leaves out 0.
+    """
+    tables = []
+    for models, rows in by_models(compared):
+        names = [label(model).removesuffix(", distilled") for model in models]
+        lines = ["| changed | against | seeds | " + " | ".join(names) + " |", "|---" * (len(models) + 3) + "|"]
+        for (_, arm), of_arm in rows.groupby(["group", "arm"], sort=False):
+            cells, against = {}, of_arm["against"].iloc[0]
+            for row in of_arm.itertuples():
+                bold = "**" if row.verdict in ("lower", "higher") else ""
+                cells[row.model] = f"{bold}{row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}){bold}"
+            shown = " | ".join(cells.get(model, "") for model in models)
+            lines.append(f"| {arm} | {against} | {of_arm['seeds'].min()} | {shown} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def write_between(path: Path, marks: tuple[str, str], content: str) -> None:
+    """Replace what a text file has between two marks."""
+    text, (start, end) = path.read_text(encoding="utf-8"), marks
+    before, _, rest = text.partition(start)
+    _, end_found, after = rest.partition(end)
+    if not end_found or text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(
+            f"{path} must have each of the two marks {start!r} and {end!r} exactly once, in this order; "
+            "remedy: put both lines where the table belongs"
+        )
+    path.write_text(f"{before}{start}\n\n{content}\n\n{end}{after}", encoding="utf-8")
+
+
+# The registry ------------------------------------------------------------------------------------
+
+
+def registry_markdown(registry: list[Source]) -> str:
+    """The registry as Markdown: its totals beside the papers', then one table of sources per family."""
+    lines = ["| mixture | sources | papers | rows | papers | rows of stage 1 | papers |", "|---|" + "---:|" * 6]
+    for mixture, published in PUBLISHED.items():
+        ours = _totals(source for source in registry if mixture in source.recipes)
+        cells = [f"{number:,}" for pair in zip(ours, published, strict=True) for number in pair]
+        lines.append(f"| {mixture} | {' | '.join(cells)} |")
+    families = defaultdict(list)
+    for source in registry:
+        families[source.family].append(source)
+    for family, sources in families.items():
+        lines += ["", f"### {family}", "", _HEADER, "|---|---|---|---|---:|---|---|---|---|"]
+        lines += [_row(source) for source in sources]
+    return "\n".join(lines)
+
+
+_HEADER = "| source | recipes | task | languages | rows | licence | original | converter | MTEB evaluates on it |"
+
+
+def _totals(sources) -> tuple[int, int, int]:
+    """(sources, published rows, published rows of stage 1)"""
+    sources = list(sources)
+    rows = [source.published_rows or 0 for source in sources]
+    return len(sources), sum(rows), sum(n for n, source in zip(rows, sources, strict=True) if source.stage1)
+
+
+def _row(source: Source) -> str:
+    languages = ", ".join(source.languages) if isinstance(source.languages, list) else source.languages or ""
+    rows = f"{source.published_rows:,}" if source.published_rows else f"up to {source.rows:,}" if source.rows else ""
+    cells = [source.title, ", ".join(source.recipes), source.task, languages, rows, source.licence]
+    cells += [source.hub_id or "", "yes" if source.converter else "no", ", ".join(source.overlap)]
+    return f"| {' | '.join(str(cell) for cell in cells)} |".replace("  ", " ")

@@ -1,0 +1,1 @@
+"""What lies on disk: files and folders written whole, tuples, checkpoints, the log of a run, digests of code."""

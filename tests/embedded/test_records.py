@@ -1,0 +1,52 @@
+"""Records of the embedded corpus: pairs of messages, functions, labels."""
+
+import pytest
+
+from f2llm.embedded.records import function_pairs, message_labels, message_pairs
+from f2llm.embedded.texts import Function, Message, Texts
+
+
+@pytest.fixture
+def few_texts():
+    """Three concepts in four languages, one of them in two scripts; two functions."""
+    words = {"cat": ("cats", "chats", "Katzen", "коты"), "dog": ("dogs", "chiens", "Hunde", "собаки")}
+    words["net"] = ("Internet",) * 4
+    messages = [
+        Message(f"animal:{concept}", concept, locale, text)
+        for concept, translations in words.items()
+        for locale, text in zip(("en", "fr", "de", "ru"), translations)
+    ]
+    functions = [
+        Function("p", "p/m.py", False, "Adds two numbers.", "", "def add(a, b):\n    return a + b" + " " * 40),
+        Function("p", "p/m.py", True, "Holds two numbers.", "A long explanation " * 5, ""),
+    ]
+    return Texts(messages, functions)
+
+
+@pytest.mark.parametrize("partner", ["any", "english"])
+def test_bitext_pairs_two_languages_of_one_concept(few_texts, partner):
+    records = message_pairs(few_texts, {"domains": ["animal:"], "partner": partner}, rows=50, seed="s")
+    known = few_texts.by_concept(["animal:"])
+    assert len(records) >= 6
+    for record in records:
+        assert record["language"] != record["to"] and record["query"] != record["passage"]
+        assert {record["query"], record["passage"]} <= set(known[record["group"]].values())
+        assert partner == "any" or "en" in (record["language"], record["to"])
+    assert "Internet" not in {record["query"] for record in records}, "equal texts are no pair"
+    assert len(message_pairs(few_texts, {"domains": ["animal:"], "partner": partner}, rows=2, seed="s")) == 2
+
+
+def test_functions_without_the_wanted_text_are_left_out(few_texts):
+    code = function_pairs(few_texts, {"passage": "code", "to": "python"}, rows=9, seed="s")
+    body = function_pairs(few_texts, {"passage": "body", "to": "en"}, rows=9, seed="s")
+    assert [record["query"] for record in code] == ["Adds two numbers."]
+    assert [record["query"] for record in body] == ["Holds two numbers."]
+
+
+def test_labels_are_read_off_messages_and_none_takes_over(few_texts):
+    few_texts.messages.extend(Message("animal:cat", f"x{n}", "fr", f"chat numéro {n}") for n in range(50))
+    records = message_labels(few_texts, {"domains": ["animal:"], "label": "subkind"}, rows=12, seed="s")
+    labels = [record["label"] for record in records]
+    assert len(labels) == 12
+    assert set(labels) == {"cat", "dog", "net"}
+    assert labels.count("cat") <= 8, "a label gets at most twice its share"

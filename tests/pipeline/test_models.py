@@ -1,0 +1,181 @@
+"""Where backbone and teacher come from: the hub's mirror, nowhere, a folder, another experiment; errors where not."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SENTENCES
+from helpers.closeness import assert_close
+from transformers import AutoTokenizer
+
+from f2llm.config import SHAPE
+from f2llm.data.fetch import adopt
+from f2llm.embedded.backbone import new_model, save_backbone
+from f2llm.model import Embedder
+from f2llm.pipeline.models import copy_backbone, copy_teacher
+
+# A backbone of the hub --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def qwen(tiny_backbone, tokenizer, tmp_path):
+    """(backbone, mirror): one of the hub, with a tokenizer as Qwen3's, which appends nothing."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    save_backbone(new_model(tiny_backbone, tokenizer, seed=0), tokenizer, folder)
+    change_json(folder / "tokenizer.json", post_processor={"type": "ByteLevel", "add_prefix_space": False,
+                                                           "trim_offsets": False, "use_regex": False})  # fmt: skip
+    change_json(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer")
+    return replace(tiny_backbone, source="hub", name="Qwen/small", revision="a" * 40), folder
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def brought(backbone, theirs, folder):
+    """The folder of a backbone that came by a mirror."""
+    adopt(theirs.parent / "mirror", backbone.name, theirs, backbone.revision)
+    folder.mkdir()
+    copy_backbone(backbone, theirs.parent / "mirror", folder)
+    return folder
+
+
+def test_a_tokenizer_that_appends_nothing_appends_one_eos_from_then_on(qwen, tmp_path):
+    backbone, theirs = qwen
+    before = AutoTokenizer.from_pretrained(theirs)
+    folder = brought(backbone, theirs, tmp_path / "backbone")
+    after, text = AutoTokenizer.from_pretrained(folder), "The fox, der Fuchs, 123"
+    assert type(after) is type(before) and type(after).__name__ == "Qwen2Tokenizer"
+    ids = before(text)["input_ids"]
+    assert before.eos_token_id not in ids, "vacuous: it appends EOS already"
+    assert after(text)["input_ids"] == [*ids, before.eos_token_id]
+    assert Embedder.load(folder).tokenize([text]) == [[*ids, before.eos_token_id]]
+    again = brought(backbone, folder, tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(again)(text)["input_ids"] == [*ids, before.eos_token_id], "not a second one"
+    assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("max_shard_size", ["40KB", "5GB"])
+def test_a_backbone_of_the_hub_loads_as_the_model_it_was(tiny_backbone, qwen, tokenizer, tmp_path, max_shard_size):
+    backbone, theirs = qwen
+    model = new_model(tiny_backbone, tokenizer, seed=3).eval()
+    (theirs / "model.safetensors").unlink()
+    model.save_pretrained(theirs, max_shard_size=max_shard_size)
+    folder = brought(backbone, theirs, tmp_path / "backbone")
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (max_shard_size == "40KB")
+    loaded = Embedder.load(folder)
+    ids = loaded.tokenize(SENTENCES[:1])
+    hidden = model.model(input_ids=torch.tensor(ids)).last_hidden_state[0, -1]
+    assert_close(loaded.embed(ids)[0], hidden)
+
+
+@pytest.mark.parametrize("name", SHAPE)
+def test_every_number_of_the_shape_is_checked(qwen, tmp_path, name):
+    backbone, theirs = qwen
+    there = getattr(backbone, name)
+    with pytest.raises(
+        ValueError, match=rf"small at a+ has {name} {there}, but backbone.{name} is {2 * there}; remedy: the shape or"
+    ):
+        brought(replace(backbone, **{name: 2 * there}), theirs, tmp_path / "backbone")
+
+
+# A teacher --------------------------------------------------------------------------------------
+
+
+def test_no_teacher_leaves_a_folder_that_says_so_and_nothing_of_an_earlier_one(config, embedder, tmp_path):
+    embedder.save(tmp_path / "teacher")
+    copy_teacher(replace(config, teacher="none"), tmp_path / "teacher")
+    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["teacher.json"]
+    assert json.loads((tmp_path / "teacher" / "teacher.json").read_text()) == {"teacher": "none"}
+
+
+def test_a_folder_is_copied_whole_and_loads_as_the_same_model(config, embedder, tmp_path):
+    embedder.save(tmp_path / "larger")
+    named = f"folder:{tmp_path / 'larger'}"
+    for _ in range(2):  # also over an earlier one
+        copy_teacher(replace(config, teacher=named), tmp_path / "models" / "teacher")
+    brought = Embedder.load(tmp_path / "models" / "teacher")
+    assert all(torch.equal(w, brought.model.state_dict()[n]) for n, w in embedder.model.state_dict().items())
+    assert brought.max_tokens == embedder.max_tokens
+    assert json.loads((tmp_path / "models" / "teacher" / "teacher.json").read_text()) == {"teacher": named}
+    assert not (tmp_path / "larger" / "teacher.json").exists()
+
+
+def test_a_copied_teacher_says_whose_it_is_now(config, embedder, tmp_path):
+    embedder.save(tmp_path / "larger")
+    (tmp_path / "larger" / "teacher.json").write_text('{"teacher": "none"}')
+    named = f"folder:{tmp_path / 'larger'}"
+    copy_teacher(replace(config, teacher=named), tmp_path / "teacher")
+    assert json.loads((tmp_path / "teacher" / "teacher.json").read_text()) == {"teacher": named}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_a_model_is_an_error_and_the_old_teacher_stays(config, embedder, tmp_path, there):
+    embedder.save(tmp_path / "teacher")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "teacher").iterdir() if path.is_file()}
+    if there:
+        (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"teacher is 'folder:.*empty', but \S*empty holds no config.json; remedy"):
+        copy_teacher(replace(config, teacher=f"folder:{tmp_path / 'empty'}"), tmp_path / "teacher")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "teacher").iterdir() if path.is_file()}
+    assert before == after and "model.safetensors" in before
+    assert not list(tmp_path.glob(".*")), "nothing half is left"
+
+
+# Experiments ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of DVC with one commit, in which models/stage2 is no output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "test@localhost")
+    git = ["git", "-c", "commit.gpgsign=false"]
+    commands = [[*git, "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], [*git, "add", "."]]
+    for command in [*commands, [*git, "commit", "-q", "-m", "first"], [*git, "branch", "other"]]:
+        subprocess.run(command, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    return tmp_path
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", ["no-such-experiment", "other"], ids=["unknown", "without a model"])
+def test_an_experiment_whose_model_cannot_be_had_is_named_with_the_reason(config, repository, name):
+    with pytest.raises(ValueError) as error:
+        copy_teacher(replace(config, teacher=f"experiment:{name}"), repository / "models" / "teacher")
+    message = str(error.value)
+    assert message.startswith(f"teacher is 'experiment:{name}', but its models/stage2 cannot be had: ")
+    remedy = "; remedy: a name that `dvc exp show` lists, after `dvc exp pull` if it was run elsewhere"
+    assert message.endswith(remedy) and len(message.removesuffix(remedy)) > message.index("had: ") + len("had: ")
+    assert "\n" not in message
+    assert not (repository / "models" / "teacher").exists()
+
+
+@pytest.mark.pipeline
+def test_outside_of_a_repository_an_experiment_is_the_same_error(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match=r"experiment:large', but its models/stage2 cannot be had: .+; remedy"):
+        copy_teacher(replace(config, teacher="experiment:large"), tmp_path / "teacher")
+
+
+@pytest.mark.pipeline
+def test_the_stage_2_model_of_another_revision_arrives_whole_also_over_an_earlier_teacher(config, embedder, repository):
+    embedder.save(repository / "models" / "stage2")
+    own = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    dvc, git = [sys.executable, "-m", "dvc"], ["git", "-c", "commit.gpgsign=false"]
+    for command in ([*dvc, "add", "-q", "models/stage2"], [*git, "add", "."], [*git, "commit", "-qm", "model"]):
+        subprocess.run(command, check=True, env=own)
+    subprocess.run([*git, "branch", "large"], check=True)
+    subprocess.run([*git, "rm", "-q", "models/stage2.dvc"], check=True)
+    for _ in range(2):
+        copy_teacher(replace(config, teacher="experiment:large"), repository / "models" / "teacher")
+    brought = Embedder.load(repository / "models" / "teacher").model.state_dict()
+    assert all(torch.equal(weight, brought[name]) for name, weight in embedder.model.state_dict().items())
+    assert not [path for path in (repository / "models" / "teacher").iterdir() if path.name in ("got", "stage2")]

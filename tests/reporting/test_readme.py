@@ -1,0 +1,130 @@
+"""Tables in Markdown, and their place in README.md, docs/ablations.md and data/README.md."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from f2llm.pipeline import cli
+from f2llm.reporting.readme import (
+    ABLATION_MARKS,
+    REGISTRY_MARKS,
+    RESULT_MARKS,
+    ablations_markdown,
+    markdown,
+    results_markdown,
+    summary_lines,
+    write_between,
+)
+from f2llm.reporting.tables import read_scores, table_by_type
+
+WRITTEN = {"README.md": RESULT_MARKS, "docs/ablations.md": ABLATION_MARKS, "data/README.md": REGISTRY_MARKS}
+READ = ("dvc.yaml", "params.yaml", "ablations.yaml", "data/sources.yaml", "results/scores.csv", "results/ablations.csv")
+
+
+def test_markdown_has_the_best_of_each_column_in_bold():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 3.0]}, index=["one", "two"])
+    assert markdown(table).splitlines() == [
+        "| model | a | b |",
+        "|---|---|---|",
+        "| one | 1.0 | **3.0** |",
+        "| two | **2.0** | **3.0** |",
+    ]
+
+
+# Between marks ----------------------------------------------------------------------------------
+
+
+def test_a_table_goes_between_its_marks_and_nothing_else_changes(tmp_path):
+    path, (start, end) = tmp_path / "README.md", RESULT_MARKS
+    path.write_text(f"# Title é\n\n{start}\nold\n{end}\n\nText.\n", encoding="utf-8")
+    for content in ("first", "second", "second"):
+        write_between(path, RESULT_MARKS, content)
+        assert path.read_text(encoding="utf-8") == f"# Title é\n\n{start}\n\n{content}\n\n{end}\n\nText.\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["no marks", "".join(RESULT_MARKS) * 2, RESULT_MARKS[0], RESULT_MARKS[1], "".join(reversed(RESULT_MARKS))]
+)
+def test_a_text_without_its_two_marks_is_an_error_and_stays(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"README\.md must have each of the two marks .* in this order; remedy: put"):
+        write_between(path, RESULT_MARKS, "table")
+    assert path.read_text() == text
+
+
+def test_the_verb_writes_every_table_into_its_own_file(tmp_path, monkeypatch):
+    for name in (*READ, *WRITTEN):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, marks in WRITTEN.items():
+        write_between(tmp_path / name, marks, f"stale table of {name}")
+    stale = {name: (tmp_path / name).read_text(encoding="utf-8") for name in WRITTEN}
+    monkeypatch.chdir(tmp_path)
+    cli.readme()
+    written = {name: (tmp_path / name).read_text(encoding="utf-8") for name in WRITTEN}
+    for name in WRITTEN:
+        before, after = stale[name].split(f"stale table of {name}")
+        table = written[name].removeprefix(before).removesuffix(after)
+        assert written[name] == before + table + after and table.startswith("|") and table.count("\n|") > 10, name
+    assert results_markdown(tmp_path) in written["README.md"]
+    assert written["docs/ablations.md"] == (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8"), (
+        "docs/ablations.md does not show results/ablations.csv; remedy: f2llm readme"
+    )
+
+
+# What the tables show ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A repository with scores of two models on three tasks."""
+    tasks = {"NamesCrossScript": "BitextMining", "Code": "Retrieval", "List": "STS"}
+    rows = [
+        (model, task, kind, score)
+        for model, scores in {"tfidf": (0.1, 0.5, 0.3), "stage2": (0.4, 0.2, 0.6)}.items()
+        for (task, kind), score in zip(tasks.items(), scores)
+    ]
+    (tmp_path / "results").mkdir()
+    scores = pd.DataFrame(rows, columns=["model", "task", "type", "score"])
+    scores.to_csv(tmp_path / "results" / "scores.csv", index=False)
+    return tmp_path
+
+
+def test_the_results_are_the_scores_by_type_of_task(folder):
+    table = results_markdown(folder)
+    assert table == markdown(table_by_type(read_scores(folder)))
+    assert table.splitlines()[-1].startswith("| stage 2 | **40.0** | **40.0** |")
+
+
+def test_the_summary_names_the_report_and_the_time(folder):
+    lines = summary_lines(folder, seconds=125)
+    assert any(line.startswith("Time:   2 min 5 s") for line in lines)
+    assert any(line.endswith("report.html") for line in lines)
+    assert "stage 2" in "\n".join(lines)
+    assert not any(line.startswith("Time:") for line in summary_lines(folder, seconds=0))
+
+
+def test_the_table_of_ablations_marks_what_is_outside_the_noise():
+    facts = {"low": -2, "high": -0.5, "difference": -1.26}
+    rows = [
+        {"group": "g", "arm": "less", "model": "stage2", "seeds": 3, **facts, "verdict": "lower"},
+        {"group": "g", "arm": "other", "model": "stage2", "seeds": 2, "difference": 0.2, "low": -1, "high": 1.4}
+        | {"verdict": "within noise"},
+    ]
+    facts = {"group": "h", "arm": "more", "seeds": 3, "difference": 2, "low": 1, "high": 3}
+    rows += [facts | {"model": "stage2", "verdict": "higher"}, facts | {"model": "stage2@8", "verdict": "within noise"}]
+    table = pd.DataFrame(rows)
+    table["against"] = table["group"].map({"g": "default", "h": "v2"})
+    assert ablations_markdown(table).splitlines() == [
+        "| changed | against | seeds | stage 2 |",
+        "|---|---|---|---|",
+        "| less | default | 3 | **-1.3 (-2.0 to -0.5)** |",
+        "| other | default | 2 | +0.2 (-1.0 to +1.4) |",
+        "",
+        "| changed | against | seeds | stage 2 | stage 2 at 8 dimensions |",
+        "|---|---|---|---|---|",
+        "| more | v2 | 3 | **+2.0 (+1.0 to +3.0)** | +2.0 (+1.0 to +3.0) |",
+    ]
