@@ -74,6 +74,8 @@ def autocast() -> torch.autocast:
 
 def attend_varlen(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
     """Causal attention (texts, L, H, E) of a padded batch that computes no pads, by torch's varlen attention."""
+    dtype = torch.get_autocast_dtype(query.device.type)  # queries and keys come in float32 from norms
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     texts, _, longest, _ = query.shape
     lengths = (
         attention_mask.sum(1) if attention_mask is not None else torch.full((texts,), longest, device=query.device)

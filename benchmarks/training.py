@@ -71,7 +71,8 @@ def our_step(embedder: Embedder, compiled: bool, token_budget: int, activation_t
     """What f2llm.train does in a step, from texts to updated weights; 2**30 keeps all activations."""
     config = load_config()
     training = replace(
-        config.stage1, learning_rate=LEARNING_RATE, betas=list(ADAMW["betas"]), weight_decay=ADAMW["weight_decay"],
+        config.stage1, learning_rate=LEARNING_RATE, min_learning_rate=0.0, betas=list(ADAMW["betas"]),
+        weight_decay=ADAMW["weight_decay"],
         decay_norms=True, temperature=TEMPERATURE, max_grad_norm=MAX_GRAD_NORM, matryoshka_min_dim=MIN_DIM,
         in_batch_tasks=["retrieval"], in_batch_gradient="full", distillation_weight=0.0,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from . import distributed
 from .batches import Batch, HomogeneousBatches
 from .config import Machine, Training
-from .losses import distillation_loss, hard_negative_loss, matryoshka, matryoshka_dims, matryoshka_in_batch_loss
+from .losses import distillation_loss, hard_negative_loss, in_batch_loss, matryoshka, matryoshka_dims
 from .model import Embedder
 from .packing import Pack, fill, make_pack, share_out
 from .tokens import Tokens
@@ -152,19 +153,15 @@ def compute_losses(
     dims = matryoshka_dims(embeddings.shape[1], config.matryoshka_min_dim)
     losses = {}
     if batch.hard_negatives.shape[1]:
+        hard_negative = partial(hard_negative_loss, temperature=config.temperature)
         hard_negatives = embeddings[batch.hard_negatives]  # (B, K, D)
-
-        def hard(*prefixes):
-            return hard_negative_loss(*prefixes, temperature=config.temperature)
-
-        losses["hard_negative"] = matryoshka(hard, query, passage, hard_negatives, dims=dims)
+        losses["hard_negative"] = matryoshka(hard_negative, query, passage, hard_negatives, dims=dims)
     if batch.task in config.in_batch_tasks:
         positive = torch.arange(len(query), device=query.device)
         duplicates = same_group(batch, query.device) if config.mask_duplicates else None
+        in_batch = partial(in_batch_loss, positive=positive, temperature=config.temperature, duplicates=duplicates)
         passages = passage.detach() if config.in_batch_gradient == "query_only" else passage
-        losses["in_batch"] = matryoshka_in_batch_loss(
-            query, passages, positive, config.temperature, dims=dims, duplicates=duplicates
-        )
+        losses["in_batch"] = matryoshka(in_batch, query, passages, dims=dims)
     if target is not None:
         parts = [batch.query, batch.passage] + ([batch.hard_negatives] if batch.hard_negatives.size else [])
         normalised = config.distillation_normalised

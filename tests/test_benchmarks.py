@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import data, distillation, encode, harness, legs, prune, table, training
 from benchmarks.table import MARKS, NAMES, lines
+from f2llm.config import SHAPE
 from f2llm.losses import matryoshka_dims
 from f2llm.tokens import Tokens
 
@@ -199,7 +200,7 @@ def test_the_cached_way_of_distillation_is_compared_with_equal_losses(tmp_path, 
 
 def test_pruning_is_measured_on_the_shape_of_0_6b_and_processes_that_disagree_are_an_error():
     settings, students, config = prune.settings_of(quick=False)
-    assert settings["shape"] == {key: getattr(config.backbone, key) for key in prune.CONFIG_NAMES}
+    assert settings["shape"] == {name: getattr(config.backbone, name) for name in SHAPE}
     assert list(students) == ["330M", "160M", "80M"] and settings["shape"]["hidden_size"] == 1024
     one = {"scores_seconds": 2.0, "cut_seconds": 1.0, "added_mib": 5.0, "scores_mib": 1.0, "student_mib": 3.0}
     one |= {"tokens": 9, "parameters": 7, "sum_of_scores": 0.5}

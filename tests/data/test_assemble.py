@@ -18,7 +18,6 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.data.assemble import SHOWN, assemble, texts_of
 from f2llm.data.fetch import adopt
 from f2llm.data.sources import Part, evaluation_tasks, load_source, parts_of
-from f2llm.embedded.texts import texts as embedded_texts
 from f2llm.store.tuples import TupleStore, load_tasks
 from f2llm.text import normalise
 
@@ -166,10 +165,6 @@ def test_a_source_draws_the_same_rows_whatever_else_is_there(assembled, texts, r
     for kind in ("tuples", "documents"):
         alone, among = (folder / kind / f"{name}.arrow" for folder in (tmp_path / "alone", assembled))
         assert alone.read_bytes() == among.read_bytes() and alone.stat().st_size > 10_000
-
-
-def test_texts_of_the_split_are_those_of_the_configuration(texts, config):
-    assert embedded_texts(config.data.held_out_percent, config.data.split) is texts
 
 
 # What is dropped --------------------------------------------------------------------------------

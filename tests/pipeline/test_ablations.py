@@ -424,7 +424,12 @@ def pipeline(tmp_path, monkeypatch) -> Path:
 def ablate_until_evaluation(outside: Path) -> tuple[multiprocessing.Process, int, int]:
     """A process that runs the plan, and the ids of its stage `evaluate`, which waits there, and of its DVC."""
     (outside / "wait").touch()
-    process = multiprocessing.get_context("fork").Process(target=ablations.run_missing, args=(EMPTY,))
+
+    def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        ablations.run_missing(EMPTY)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     until(lambda: (outside / "pid.txt").exists() and (outside / "pid.txt").read_text().endswith("."))
     stage, dvc, _ = (outside / "pid.txt").read_text().split()
