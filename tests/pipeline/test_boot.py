@@ -1,0 +1,46 @@
+"""The first call of every notebook: where it works from, and what it refuses."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PRINT = "from f2llm.pipeline.boot import boot; import os; print(boot().name, os.getcwd())"
+
+
+def python(code: str, cwd: Path, path: Path = ROOT) -> subprocess.CompletedProcess:
+    """Python in a folder, with `path` to import from, as in an environment where f2llm is installed."""
+    environment = {"PYTHONPATH": str(path), "PATH": "/usr/bin:/bin", "MPLBACKEND": "Agg"}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "data/published"], ids=["root", "notebooks", "deeper"])
+def test_a_notebook_works_from_any_folder_of_the_clone(folder, config):
+    done = python(PRINT, ROOT / folder)
+    assert done.stdout.split(" ", 1) == [config.name, f"{ROOT}\n"], done.stderr
+
+
+def test_outside_a_clone_one_line_says_what_is_missing(tmp_path):
+    done = python(PRINT, tmp_path)
+    assert done.returncode == 1
+    assert f"no dvc.yaml in {tmp_path} or above; remedy:" in done.stderr.splitlines()[-1]
+
+
+def test_f2llm_of_another_clone_is_refused(tmp_path):
+    """An editable installation of one clone must not run the notebooks of another."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    done = python(PRINT, tmp_path / "notebooks")
+    assert done.returncode == 1
+    message = f"this notebook belongs to {tmp_path}, but f2llm was imported from {ROOT}; remedy: "
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_bars_that_find_no_widgets_do_not_warn():
+    warning = "from tqdm import TqdmWarning; import warnings; warnings.warn('IProgress not found.', TqdmWarning)"
+    assert "IProgress not found" in python(warning, ROOT).stderr, "vacuous: nothing would have been shown"
+    assert "IProgress not found" not in python(f"{PRINT}\n{warning}", ROOT).stderr
