@@ -1,4 +1,4 @@
-"""Training data: the registry of sources, the mirror of the hub, readers, and the way from records to tuples."""
+"""Training data: the registry of sources, the mirror of the hub, readers, converters, and assembly into tuples."""
 
 from .sources import load_source
 

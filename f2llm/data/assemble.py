@@ -1,6 +1,7 @@
-"""Records to tuples: each part (a file of the released data, or a whole source) is read once, cleaned and written.
+"""Assembly of training tuples: reads the records of each part, cleans them and writes them as tuples.
 
-What is written is what `f2llm.tuples` reads. Memory grows with the largest part, by about 150 bytes a document.
+A part is a file of the released data, or a whole source. `f2llm.store.tuples` reads the result. Memory grows with the
+largest part, by about 150 bytes a document.
 """
 
 import hashlib
@@ -26,11 +27,11 @@ SHOWN_CHARACTERS = 200
 def assemble(
     parts: list, records_of: Callable, evaluation: list[dict], data: Data, seed: int, out: Path, workers: int = 1
 ) -> dict[str, dict]:
-    """Write the tuples of `parts` and the evaluation tasks under `out`; returns the manifest's parts.
+    """Write the tuples of `parts` and the evaluation tasks under `out`; returns {part name: its manifest entry}.
 
-    records_of(part) gives the records of a `f2llm.sources.Part`, as an iterator; it is called in `workers` processes.
-    What `data` says of duplicates and evaluation texts is dropped and counted. Same inputs, same bytes: of any
-    number of workers and any hash seed, and of a part whatever other parts there are.
+    records_of(part) returns an iterator over the records of a `f2llm.data.sources.Part`; it is called in `workers`
+    processes. Duplicates and evaluation texts are dropped and counted by the rules in `data`. The same inputs give the
+    same bytes, for any number of workers and any hash seed; the files of a part do not depend on the other parts.
     """
     with whole_folder(out) as folder:
         for name in ("documents", "tuples", "evaluation"):
@@ -52,7 +53,7 @@ def assemble(
 
 
 def texts_of(value) -> Iterator[str]:
-    """Every string among the data of evaluation tasks."""
+    """Yields every text in the data of evaluation tasks; names, instructions, language codes and labels are skipped."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -65,7 +66,7 @@ def texts_of(value) -> Iterator[str]:
 
 # One part ---------------------------------------------------------------------------------------
 
-_work = None  # what all parts have in common, once per process
+_work = None  # the inputs that all parts share, set once per process by _start
 
 
 def _start(folder: Path, records_of: Callable, evaluation: list[str], data: Data, seed: int) -> None:
@@ -74,7 +75,7 @@ def _start(folder: Path, records_of: Callable, evaluation: list[str], data: Data
 
 
 def _assemble_part(part) -> dict:
-    """Write one part's files; its entry of the manifest."""
+    """Write the files of one part; returns its entry in the manifest."""
     folder, records_of, evaluation, data, seed = _work
     counts = Counts()
     kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), counts)
@@ -84,7 +85,7 @@ def _assemble_part(part) -> dict:
                 rows.write(record, record["passage"], record.get("negatives") or [])
         else:
             _write_labelled(rows, list(kept), part.source, data.negatives, f"{seed}:{part.name}", counts)
-    counts.dropped += Counter()  # without zeros
+    counts.dropped += Counter()  # removes reasons with a count of 0
     if not rows.num_rows:
         raise ValueError(
             f"source '{part.source.name}': no row of {part.name} is left of {counts.drawn} that were drawn "
@@ -107,7 +108,10 @@ def _assemble_part(part) -> dict:
 
 
 def _origin_of_negatives(part, data: Data, num_negatives: Counter) -> str:
-    """labels, given, or mine: what was given is then filled up. The released tuples are never mined again."""
+    """Where negatives come from: "labels", "given" by the data, or "mine": mining adds those that are missing.
+
+    The released tuples are never mined again.
+    """
     if not part.ready_made:
         return "labels"
     even = len(num_negatives) == 1 and 0 not in num_negatives
@@ -116,7 +120,7 @@ def _origin_of_negatives(part, data: Data, num_negatives: Counter) -> str:
 
 
 class Counts:
-    """What became of a part's rows."""
+    """Counts of a part's rows: drawn, dropped by reason (with samples), and negatives removed."""
 
     def __init__(self):
         self.drawn = self.negatives_removed = 0
@@ -133,7 +137,7 @@ class Counts:
 def _clean(
     records: Iterable[dict], evaluation: EvaluationTexts, duplicates: Duplicates, counts: Counts
 ) -> Iterator[dict]:
-    """The records that may be trained on; the others are counted with their reason."""
+    """Yields the records to train on, without invalid negatives; what is dropped is counted in `counts`."""
     for record in records:
         counts.drawn += 1
         if reason := _reason_to_drop(record, evaluation, duplicates):
@@ -166,12 +170,12 @@ def _reason_to_drop(record: dict, evaluation: EvaluationTexts, duplicates: Dupli
 
 
 def _valid(text: str) -> bool:
-    """Half of a surrogate pair, which JSON can spell, is no text."""
+    """Whether a text is valid Unicode: it has no lone surrogates, which escapes in JSON can produce."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _write_labelled(rows: "_Rows", records: list[dict], source, num_negatives: int, seed: str, counts: Counts) -> None:
-    """Tuples from labels: another text of the label is the positive, texts of other labels are the negatives.
+    """Write tuples from labels: the positive is another text of the same label, negatives are texts of other labels.
 
     In two-way classification the positive and the only negative are the labels themselves.
     """
@@ -196,7 +200,7 @@ def _write_labelled(rows: "_Rows", records: list[dict], source, num_negatives: i
 
 
 def _not_alone(records: list[dict], counts: Counts) -> list[dict]:
-    """Without the texts that have no other text of their label."""
+    """The records whose label has at least two different texts; the others are dropped and counted."""
     different = defaultdict(set)
     for record in records:
         different[record["label"]].add(normalise(record["query"]))
@@ -210,7 +214,7 @@ def _not_alone(records: list[dict], counts: Counts) -> list[dict]:
 
 
 def _check_labels(source, by_label: dict) -> None:
-    """What label-based tuples need: another label to draw negatives from."""
+    """ValueError unless clustering has two labels or more, and two-way classification exactly two."""
     shown = sorted(by_label)[:5]
     if source.task == "clustering" and len(by_label) < 2:
         raise ValueError(f"source '{source.name}': clustering needs two labels or more, found {shown}")
@@ -222,7 +226,7 @@ def _check_labels(source, by_label: dict) -> None:
 
 
 class _Rows:
-    """Writes the tuples of a part and, once each, its documents."""
+    """Writes the tuples of a part, and each of its documents once."""
 
     def __init__(self, folder: Path, name: str):
         self.tuples = ArrowWriter(folder / "tuples" / f"{name}.arrow", SCHEMA)
@@ -236,7 +240,7 @@ class _Rows:
         return self.tuples.num_rows
 
     def write(self, record: dict, passage: str, negatives: list[str], group=None) -> None:
-        """One tuple. Tuples of one group answer each other's queries; without a group those of the same query do."""
+        """Write one tuple. All passages of a group answer all its queries; by default, equal queries form a group."""
         row = self._document(passage)
         language = record.get("language")
         self.tuples.write(

@@ -1,4 +1,4 @@
-"""What training must not see twice, and what it must not see at all: duplicates and evaluation texts."""
+"""Finds training rows that assembly must drop: duplicates, and texts of evaluation tasks (decontamination)."""
 
 import hashlib
 import re
@@ -6,25 +6,25 @@ from collections.abc import Iterable
 
 from ..text import normalise
 
-NGRAM = 13  # words in a row that two texts share only when one was copied; Brown et al. 2020, arXiv 2005.14165, app. C
+NGRAM = 13  # texts that share this many consecutive words count as copies; Brown et al., arXiv 2005.14165, app. C
 # Scripts that write no spaces between words: every character counts as a word there.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def digest(text: str) -> bytes:
-    """Sixteen bytes that stand for a text: of 2**40 texts two have the same once in 10**15 times."""
+    """A 16-byte hash of a text; among 2**40 texts a collision has a probability of about 10**-15."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def ngrams(text: str, num: int = NGRAM) -> Iterable[bytes]:
-    """Digests of all runs of `num` words of a normalised text."""
+    """Digests of all sequences of `num` consecutive words of a normalised text."""
     words = _WORD.findall(text)
     return (digest(" ".join(words[start : start + num])) for start in range(len(words) - num + 1))
 
 
 class EvaluationTexts:
-    """Knows evaluation texts again. rule: none, exact (after folding), or ngram (13 words in a row too)."""
+    """Finds texts of evaluation tasks. rule: none, exact (equal once normalised), or ngram (or 13 words in common)."""
 
     def __init__(self, texts: Iterable[str], rule: str):
         folded = {normalise(text) for text in texts} if rule != "none" else set()
@@ -32,7 +32,7 @@ class EvaluationTexts:
         self.runs = {run for text in folded for run in ngrams(text)} if rule == "ngram" else set()
 
     def overlap(self, *folded: str) -> str | None:
-        """Why normalised texts must not be trained on; None: they may."""
+        """Why normalised texts must not be used for training, None if they may be."""
         if any(digest(text) in self.exact for text in folded):
             return "in an evaluation task"
         if self.runs and any(run in self.runs for text in folded for run in ngrams(text)):
@@ -41,13 +41,13 @@ class EvaluationTexts:
 
 
 class Duplicates:
-    """Knows whether a pair was there before. rule: none, exact, or normalised (case, punctuation, width folded)."""
+    """Finds pairs that occurred before. rule: none, exact, or normalised (case, punctuation and width ignored)."""
 
     def __init__(self, rule: str):
         self.rule, self.seen = rule, set()
 
     def repeated(self, pair: tuple[str, str], folded: tuple[str, str]) -> bool:
-        """Whether the pair, or what it is folded to, came before; from now on it did."""
+        """Whether the pair, or its normalised form `folded`, occurred before; remembers it for later calls."""
         if self.rule == "none":
             return False
         key = digest("\0".join(pair if self.rule == "exact" else folded))

@@ -1,8 +1,9 @@
-"""Rows of the original sets to training records: a few functions that `fields` in data/sources.yaml steer.
+"""Converters of the original data sets' rows to training records, configured by `fields` in data/sources.yaml.
 
-A field path says where a value lies in a row: `question`; nested: `translation.en`, `answers.text.0`; `positive.*`
-is every element of a list, and `passages.*.text` the text of each. A list of paths is joined by line breaks,
-empty parts left out. What is null becomes an empty text, which the store counts and drops; what is no text is an error.
+A field path says where a value is in a row: `question`; nested: `translation.en`, `answers.text.0`; `positive.*`
+is every element of a list, and `passages.*.text` the text of each. The texts of a list of paths are joined by line
+breaks, without empty ones. A null becomes an empty text, which assembly counts and drops; a value that is not text is
+an error.
 """
 
 import inspect
@@ -21,12 +22,14 @@ UNLABELLED = {"-1", "-", ""}  # how the NLI sets mark pairs on which the annotat
 
 
 def convert(converter: str, fields: dict, tables: list[Table], where: str) -> Iterator[dict]:
-    """Training records of a source, of its opened files one after the other; `where` names the source in errors.
+    """Yields the training records of a source, from its opened files in order; `where` is its name in errors.
 
-    fields: the keyword arguments of the converter and, optionally, where: {path: value or values}, which chooses
-    rows, and language, to: the paths of the codes of query and passage. per: how files of one language, or pair of
-    them, are named, as in "{first}-{second}/*": each group is converted alone, with {first} in other fields replaced.
-    ValueError for fields that the converter does not take, columns that a file does not have, and values of another
+    fields: the keyword arguments of the converter and, optionally,
+    - where: {path: value or values}, which selects rows;
+    - language, to: the paths of the language codes of query and passage;
+    - per: a pattern such as "{first}-{second}/*" that groups files by language or pair of languages. Each group is
+      converted separately, with {first} in other fields replaced.
+    ValueError for fields that the converter does not take, columns that a file does not have, and values of a wrong
     type.
     """
     check_fields(converter, fields, where)
@@ -38,7 +41,7 @@ def convert(converter: str, fields: dict, tables: list[Table], where: str) -> It
 
 
 def _groups(tables: list[Table], per: str | None, where: str) -> list[tuple[dict, list[Table]]]:
-    """(what the names in braces stand for, files) of every group; without `per` all files are one."""
+    """(values of the names in braces, files) of every group; without `per` all files are one group."""
     if per is None:
         return [({}, tables)]
     parts = re.split(r"(\{\w+\}|\*)", per)
@@ -84,7 +87,7 @@ def check_fields(converter: str, fields: dict, where: str) -> None:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a source's files that `chosen` chooses."""
+    """The rows of a source's files that `chosen` selects: {path: allowed value or values}."""
 
     tables: list[Table]
     name: str
@@ -93,7 +96,7 @@ class Rows:
     to: str | None
 
     def __call__(self, *paths: Paths | None) -> Iterator["Row"]:
-        """Rows with the columns of `paths`; every file must have them."""
+        """Yields the selected rows, with the columns of `paths`; every file must have these columns."""
         chosen = {path: {_spelled(value) for value in _listed(known)} for path, known in self.chosen.items()}
         wanted = [path for one in (*paths, self.language, self.to, list(chosen)) if one for path in _listed(one)]
         for table in self.tables:
@@ -105,7 +108,7 @@ class Rows:
                     yield row
 
     def of(self, glob: str) -> "Rows":
-        """All rows of the files whose path ends as the glob says."""
+        """All rows of the files whose path ends with a match of the glob."""
         tables = [table for table in self.tables if table.path.match(glob)]
         if not tables:
             files = ", ".join(str(table.path) for table in self.tables)
@@ -117,7 +120,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row and where it stands."""
+    """A row, with its file and row number."""
 
     rows: Rows
     table: Table
@@ -125,29 +128,29 @@ class Row:
     values: dict
 
     def record(self, **texts: str | list[str]) -> dict:
-        """A training record: the texts, with the codes of their languages where the source has paths to them."""
+        """A training record: the texts, and their language codes if the source has paths to them."""
         paths = (("language", self.rows.language), ("to", self.rows.to))
         codes = {key: self.text(path) for key, path in paths if path}
         return texts | {key: code for key, code in codes.items() if key == "language" or code != codes.get("language")}
 
     def text(self, paths: Paths) -> str:
-        """The text at a path, or at several; null is the empty text."""
+        """The text at a path, or the joined texts at several; null is the empty text."""
         return self.texts(paths)[0]
 
     def texts(self, paths: Paths) -> list[str]:
-        """One text or, with `*`, as many as the list has; of several paths the first texts joined, the second, ..."""
+        """The texts at a path: one or, with `*`, one per list element; several paths are joined element by element."""
         found = [[self._as_text(value, path) for value in self._all(path)] for path in _listed(paths)]
         if len(found) == 1:
             return found[0] or [""]
         return ["\n".join(filter(None, parts)) for parts in zip_longest(*found, fillvalue="")] or [""]
 
     def label(self, path: str) -> str:
-        """A text or a number as text, whole numbers without a point; null is the empty text."""
+        """A text, or a number as text (whole numbers without a decimal point); null is the empty text."""
         value = self.value(path)
         return _spelled(value) if isinstance(value, (int, float)) else self._as_text(value, path)
 
     def number_at(self, path: str) -> float:
-        """A number, or its spelling in a CSV file."""
+        """The number at a path; a number that is stored as text, as in CSV files, is parsed."""
         value = self.value(path)
         try:
             return float(value)
@@ -155,7 +158,7 @@ class Row:
             self.fail(path, value, "is no number; remedy: the path of a number, or `where` to leave out such rows")
 
     def value(self, path: str) -> Any:
-        """The value at a path without `*`, None where there is none."""
+        """The value at a path without `*`, None if there is none."""
         return self._all(path)[0]
 
     def _all(self, path: str) -> list:
@@ -192,7 +195,7 @@ def _listed(value: Any) -> list:
 
 
 def _spelled(value: Any) -> str:
-    """How values of YAML, JSON and CSV are compared: 1, 1.0 and '1' are the same."""
+    """A value as text, to compare values of YAML, JSON and CSV: 1, 1.0 and '1' are equal."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -200,10 +203,10 @@ def _spelled(value: Any) -> str:
 
 
 def pairs(rows: Rows, query: Paths, passage: Paths, negatives: Paths | None = None) -> Iterator[dict]:
-    """Query and passage as they stand: questions and answers, titles, summaries, code, instructions.
+    """Query and passage, unchanged from the row: questions and answers, titles, summaries, code, instructions.
 
-    A passage path with `*` gives a record per passage. negatives: one path to a list of texts, or a list of paths
-    to a negative each; empty ones are left out.
+    A passage path with `*` gives one record per passage. negatives: one path to a list of texts, or a list of paths
+    to one negative each; empty negatives are left out.
     """
     given = negatives or []
     if isinstance(given, str):
@@ -229,10 +232,11 @@ def bitext(
 def nli(
     rows: Rows, premise: Paths, hypothesis: Paths, label: str, entailment: Any, group_by: str | None = None
 ) -> Iterator[dict]:
-    """One record per premise that entails a hypothesis: one of these is the passage, those not entailed the negatives.
+    """One record per premise: an entailed hypothesis is the passage, hypotheses not entailed are the negatives.
 
-    Which one, and the order of the negatives, is a draw keyed by the premise, whatever the order of the rows. Pairs
-    without a gold label are left out. All pairs are in memory. group_by: the path of what stands for the premise.
+    A premise without an entailed hypothesis gives no record. The passage and the order of the negatives are drawn at
+    random, seeded by the premise: the order of the rows has no effect. Pairs without a gold label are left out. All
+    pairs are held in memory. group_by: the path of a value that identifies the premise; its text if None.
     Source: arXiv 2510.02294, construction of the NLI tuples.
     """
     entailed, others, records = {}, {}, {}
@@ -244,7 +248,7 @@ def nli(
             records.setdefault(key, row.record(query=row.text(premise)))
             (entailed if found in entailing else others).setdefault(key, set()).add(row.text(hypothesis))
     for key, positives in entailed.items():
-        draw = random.Random(records[key]["query"])  # a text seeds alike in every process
+        draw = random.Random(records[key]["query"])  # a text as seed gives the same draws in every process
         passage = draw.choice(sorted(positives - {""}) or [""])
         negatives = sorted(others.get(key, set()) - positives - {""})
         draw.shuffle(negatives)
@@ -252,7 +256,7 @@ def nli(
 
 
 def sts(rows: Rows, first: Paths, second: Paths, score: str, minimum: float) -> Iterator[dict]:
-    """Pairs of sentences with a score of `minimum` or more, both ways. Source: arXiv 2510.02294, STS sets."""
+    """Sentence pairs with a score of `minimum` or more, in both directions. Source: arXiv 2510.02294, STS sets."""
     for row in rows(first, second, score):
         if row.number_at(score) >= minimum:
             yield row.record(query=row.text(first), passage=row.text(second))
@@ -260,7 +264,7 @@ def sts(rows: Rows, first: Paths, second: Paths, score: str, minimum: float) -> 
 
 
 def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: Any) -> Iterator[dict]:
-    """Pairs whose label says that they mean the same, one way."""
+    """Pairs that are labelled as duplicates (same meaning), in one direction."""
     same = {_spelled(value) for value in _listed(duplicate)}
     for row in rows(first, second, label):
         if row.label(label) in same:
@@ -268,7 +272,7 @@ def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: A
 
 
 def conversation(rows: Rows, messages: str, role: str, content: str, user: Any, assistant: Any) -> Iterator[dict]:
-    """The first turn of the user and the assistant's first after it, of a list of turns per row."""
+    """Query: the user's first turn; passage: the assistant's first turn after it. A row has a list of turns."""
     for row in rows(messages):
         speakers, said = row.texts(f"{messages}.*.{role}"), row.texts(f"{messages}.*.{content}")
         asked = next((turn for turn, who in enumerate(speakers) if who in _listed(user)), len(speakers))
@@ -289,10 +293,11 @@ def qrels(
     query: Paths = "text",
     passage: Paths | tuple[str, ...] = ("title", "text"),
 ) -> Iterator[dict]:
-    """The layout of BEIR and of mteb's copies: judgements `qrels` join `queries` to `corpus`, three globs of files.
+    """Relevant pairs in the layout of BEIR and mteb: the judgements `qrels` link `queries` to `corpus`.
 
-    A pair is taken when its score is `minimum` or more; score null: every pair. id, query and passage are paths in
-    the files of texts. The texts that are judged so are in memory; records are in the order of the judgements.
+    qrels, queries, corpus: globs of files. A pair is used if its score is `minimum` or more; score null: every pair.
+    id, query and passage are paths in the files of queries and corpus. The texts of the pairs used are held in memory;
+    records are in the order of the judgements.
     """
     judged = []
     for row in rows.of(qrels)(query_id, passage_id, score):
@@ -319,7 +324,7 @@ def _texts_by_id(rows: Rows, id: str, paths: Paths, wanted: set[str]) -> dict[st
 
 
 def labels(rows: Rows, text: Paths, label: str, names: dict | None = None) -> Iterator[dict]:
-    """Texts with a label, for clustering and two-way classification. names: the text that stands for each value."""
+    """Texts with a label, for clustering and two-way classification. names: {label value: text that replaces it}."""
     spelled = {_spelled(value): name for value, name in (names or {}).items()}
     for row in rows(text, label):
         found = row.label(label)

@@ -1,7 +1,7 @@
 """Download files of Hugging Face repositories at pinned commits into a mirror: `f2llm fetch`.
 
-No other module uses the network. A mirror (`mirror.py`) is filled by huggingface_hub, verified against what the hub
-lists, and recorded in the mirror's manifest.
+No other module uses the network. huggingface_hub downloads the files into a mirror (`mirror.py`); they are then
+verified against the sizes and checksums that the hub lists, and recorded in the mirror's manifest.
 """
 
 import glob
@@ -58,9 +58,9 @@ class Plan:
 def plan_fetch(
     repo_id: str, patterns: list[str], revision: str | None, repo_type: str = "dataset", endpoint: str | None = None
 ) -> Plan:
-    """The files that match any of the names or globs ('*' also matches '/'), at the commit that `revision` means.
+    """A plan for the files that match any of the names or globs ('*' also matches '/'), at the commit of `revision`.
 
-    A ValueError says what of the question is wrong, a RuntimeError why the hub gave no answer.
+    ValueError if the repository, the revision or a pattern is wrong; RuntimeError if the hub does not answer.
     """
     endpoint, timeout = endpoint or constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT
     with _hub_errors(endpoint, repo_id, repo_type, revision):
@@ -85,7 +85,10 @@ def plan_fetch(
 
 
 def models_needed(config: Config) -> list[tuple[str, list[str], str, str]]:
-    """(repository, globs, commit, "model") of backbone and teacher where they come from the hub; no pickles or code."""
+    """(repository, globs, commit, "model") of the backbone and teacher that come from the hub.
+
+    The globs leave out pickle files and code.
+    """
     backbone, (kind, _, what) = config.backbone, config.teacher.partition(":")
     names = [(backbone.name, backbone.revision)] if backbone.source == "hub" else []
     names += [tuple(what.rsplit("@", 1))] if kind == "hub" else []
@@ -93,9 +96,9 @@ def models_needed(config: Config) -> list[tuple[str, list[str], str, str]]:
 
 
 def plan_all(needed: list[tuple], endpoint: str | None = None) -> list[Plan]:
-    """A plan for each (repository, patterns, revision) of data, with "model" as a fourth of a model.
+    """One plan per (repository, patterns, revision); tuples of models have "model" as a fourth element.
 
-    One ValueError lists all repositories that have none.
+    One ValueError lists all repositories that cannot be fetched.
     """
     plans, faults = [], []
     for question in needed:
@@ -113,20 +116,20 @@ def plan_all(needed: list[tuple], endpoint: str | None = None) -> list[Plan]:
 
 @contextmanager
 def _hub_errors(endpoint: str, repo_id: str, repo_type: str, revision: str | None):
-    """An error of the hub, or of the way to it, becomes one line with a remedy."""
+    """Replaces errors of the hub and of the network by one line with a remedy."""
     try:
         yield
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None  # which has the true reason
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None  # the cause has the true reason
         if clear := _hub_error(cause or error, endpoint, repo_id, repo_type, revision):
             raise clear from error
         raise
 
 
 def _hub_error(error: BaseException, endpoint: str, repo_id: str, repo_type: str, revision: str | None):
-    """The error to raise: a ValueError if the repository or revision is wrong, a RuntimeError if the way to it is.
+    """The error to raise: ValueError if the repository or revision is wrong, RuntimeError if hub or network fail.
 
-    None if it is not about the hub, such as a full disk.
+    None if the error has another cause, such as a full disk.
     """
     login, again = "`hf auth login`, or set HF_TOKEN", "repeat the command later, files that are whole are kept"
     page = f"{endpoint}/{'' if repo_type == 'model' else f'{repo_type}s/'}{repo_id}"
@@ -163,9 +166,9 @@ def _hub_error(error: BaseException, endpoint: str, repo_id: str, repo_type: str
 def fetch(plan: Plan, mirror: Path) -> None:
     """Download the files of a plan that the mirror does not hold yet, and verify every one of them.
 
-    May be killed at any time and repeated: whole files are kept, and hashed if the manifest does not name them yet.
-    A kill costs what had come of the files in flight, at most eight: they are downloaded from their beginning again.
-    Ctrl-C waits until these have come.
+    It may be killed at any time and run again: complete files are kept, and hashed if the manifest does not list them
+    yet. The files that were being downloaded, at most eight, are downloaded again from the beginning. Ctrl-C waits
+    until these files are complete.
     """
     mirror = Path(mirror)
     with alone_in(mirror, "fetch"), clear_errors(mirror):
@@ -188,9 +191,9 @@ def fetch(plan: Plan, mirror: Path) -> None:
 
 
 def _download(plan: Plan, files: list[HubFile], folder: Path) -> None:
-    """Download files into the repository's folder; what stood in their place is removed first."""
+    """Download files into the repository's folder; existing files of the same names are removed first."""
     for file in files:
-        inside(folder, file.name).unlink(missing_ok=True)  # the library may keep it if the hub does not answer
+        inside(folder, file.name).unlink(missing_ok=True)  # huggingface_hub may keep it if the hub does not answer
     try:
         with _hub_errors(plan.endpoint, plan.repo_id, plan.repo_type, plan.revision):
             if is_offline_mode():
@@ -208,13 +211,16 @@ def _download(plan: Plan, files: list[HubFile], folder: Path) -> None:
 
 
 def _record(plan: Plan, files: list[HubFile], mirror: Path, manifest: dict) -> None:
-    """Hash the downloaded files and put them into the manifest; those that the hub lists otherwise are removed."""
+    """Hash the downloaded files and add them to the manifest.
+
+    Files that differ from what the hub lists are removed, then named in a RuntimeError.
+    """
     wrong = []
     for file in files:
         path = mirror / plan.repo_id / file.name
         if digest := _verified(path, file):
             with path.open("rb") as opened:
-                os.fsync(opened.fileno())  # its bytes are on the disk before the manifest says so
+                os.fsync(opened.fileno())  # its bytes are on the disk before the manifest lists it
             manifest[plan.repo_id]["files"][file.name] = {"bytes": file.bytes, "sha256": digest}
             write_manifest(mirror, manifest)
         else:
@@ -233,14 +239,17 @@ def _record(plan: Plan, files: list[HubFile], mirror: Path, manifest: dict) -> N
 
 
 def _remove_working_files(folder: Path) -> None:
-    """Remove what huggingface_hub writes beside the files: notes and unfinished downloads, which it cannot resume."""
+    """Remove huggingface_hub's own files: metadata and unfinished downloads, which it cannot resume."""
     shutil.rmtree(folder / ".cache" / "huggingface", ignore_errors=True)
     with suppress(OSError):
         (folder / ".cache").rmdir()
 
 
 def adopt(mirror: Path, repo_id: str, folder: Path, revision: str) -> None:
-    """Register the files of a folder, but hidden ones, as those of a repository: by hard links, or copies."""
+    """Add the files of a local folder, except hidden ones, to a mirror as hard links or copies.
+
+    repo_id, revision: the repository and commit that the files belong to.
+    """
     mirror, folder = Path(mirror), Path(folder)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
@@ -263,7 +272,7 @@ def adopt(mirror: Path, repo_id: str, folder: Path, revision: str) -> None:
 
 
 def _entry(manifest: dict, mirror: Path, repo_id: str, revision: str) -> dict:
-    """The repository's entry in the manifest, a new one if there is none; revisions are never mixed."""
+    """The repository's entry in the manifest, a new one if there is none; ValueError if it has another revision."""
     folder = inside(mirror, repo_id)
     if repo_id in manifest and folder.exists() and (held := manifest[repo_id]["revision"]) != revision:
         raise ValueError(
@@ -276,7 +285,7 @@ def _entry(manifest: dict, mirror: Path, repo_id: str, revision: str) -> dict:
 
 
 def _present(file: HubFile, entry: dict, folder: Path) -> bool:
-    """Is the file there? One of which the manifest knows nothing, or something else, is hashed."""
+    """Whether the mirror has the complete file; a file that the manifest lists differently or not at all is hashed."""
     path = inside(folder, file.name)
     if not path.is_file() or num_bytes(path) != file.bytes:
         return False
@@ -290,7 +299,7 @@ def _present(file: HubFile, entry: dict, folder: Path) -> bool:
 
 
 def _verified(path: Path, file: HubFile) -> str:
-    """SHA-256 of a file, '' if it is not there or not what the hub lists."""
+    """SHA-256 of a file, '' if it is missing or differs from what the hub lists."""
     if not path.is_file() or num_bytes(path) != file.bytes:
         return ""
     digest = checksum = sha256(path)

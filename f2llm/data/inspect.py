@@ -1,4 +1,4 @@
-"""A look at a local file of training data, before a run does: what is in it, what is wrong with it."""
+"""Checks a local file of training data before a run (`f2llm check`): its content, problems and warnings."""
 
 import random
 import unicodedata
@@ -16,9 +16,9 @@ from ..text import normalise, prompted
 from .local import Layout, layout_of, record_of, where
 from .readers import Table, excerpt, open_table
 
-SAMPLE = 2000  # rows whose lengths and scripts are looked at
-SAMPLE_CHARACTERS = 4_000_000  # of one column, at most: what a tokenizer reads in seconds
-SHOWN = 100  # problems of a kind that are named; further ones are counted
+SAMPLE = 2000  # rows sampled to measure lengths and scripts
+SAMPLE_CHARACTERS = 4_000_000  # most characters sampled of one column: a tokenizer reads them in seconds
+SHOWN = 100  # messages printed per kind of problem; further ones are only counted
 SHOWN_LABELS = 5
 SHOWN_TOKENS = 40
 PROBLEMS = ("unreadable row", "wrong type", "empty text", "not Unicode", "passage among its negatives", "labels")
@@ -84,11 +84,11 @@ class Report:
 def check_file(
     path: Path, max_tokens: int, task: str | None = None, instruction: str | None = None, model: Path | None = None
 ) -> Report:
-    """Looks at every row of a local file; the report says whether it is usable and what it is like.
+    """A report on all rows of a local file: whether it is usable, its languages, lengths, problems and warnings.
 
-    max_tokens: what longer texts are cut to. task: read off the columns if None; label with two values:
-    classification. model: a folder with a tokenizer; models/backbone if None and it is there, or else lengths are in
-    characters. ValueError for a file that cannot be opened or lacks a column.
+    max_tokens: the length that longer texts are cut to. task: if None it is inferred from the columns; two different
+    labels mean classification. model: a folder with a tokenizer; if None, models/backbone if that exists, otherwise
+    lengths are in characters. ValueError for a file that cannot be opened or lacks a column.
     """
     table = open_table(path)
     layout, folder, findings = layout_of(table, task), _tokenizer_folder(model), Findings()
@@ -126,7 +126,7 @@ def check_file(
 
 
 def _look_at_rows(table: Table, layout: Layout, findings: "Findings"):
-    """One pass over a file: (number of rows, what is needed to compare them, a sample of them, their languages)."""
+    """(number of rows, ComparableRows, Sample, rows by language) of a file, read once."""
     num_rows, comparable, sample, languages = 0, ComparableRows(), Sample(), Counter()
     for num_rows, values in _readable_rows(table, findings):
         if (row := _typed_row(table, num_rows, values, layout, findings)) is None:
@@ -197,7 +197,7 @@ def _typed_row(table: Table, number: int, row: dict, layout: Layout, findings: F
 
 
 def _check_texts(row: Row, findings: Findings) -> bool:
-    """Finds texts that say nothing or are not Unicode; returns whether all are Unicode."""
+    """Finds texts that are empty, only punctuation, or not Unicode; returns whether all are Unicode."""
     all_unicode = True
     for place, text in enumerate(row.texts):
         if not row.folded[place]:
@@ -222,13 +222,13 @@ def _check_copies(row: Row, findings: Findings) -> None:
 
 
 class ComparableRows:
-    """What is needed to compare rows with each other, in one table: hashes and numbers, 56 bytes a row."""
+    """A table to compare all rows of a file with each other: hashes and numbers, 56 bytes per row."""
 
     COLUMNS = ("row", "exact", "folded", "query", "label", "num_negatives", "complete")
 
     def __init__(self):
         self.values = array("q")  # one row after the other
-        self.labels: dict[str, int] = {}  # every label of a complete row: its number in column `label`
+        self.labels: dict[str, int] = {}  # label of a complete row -> its number in column `label`
 
     def add(self, row: Row) -> None:
         (query, answer, *negatives), (folded_query, folded_answer, *_) = row.texts, row.folded
@@ -243,7 +243,7 @@ class ComparableRows:
 
 
 def _check_repeats(path: Path, rows: pd.DataFrame, findings: Findings) -> None:
-    """Finds rows whose query and answer an earlier row has, to the letter or but for case and punctuation."""
+    """Finds rows that repeat query and answer of an earlier row, exactly or except for case and punctuation."""
     complete = rows[rows["complete"] == 1]
     exact, folded = _repeated(complete, "exact"), _repeated(complete, "folded")
     for kind, repeated in (
@@ -255,13 +255,13 @@ def _check_repeats(path: Path, rows: pd.DataFrame, findings: Findings) -> None:
 
 
 def _repeated(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows whose value in a column an earlier row has; `first` is the first such row."""
+    """The rows whose value in a column occurs in an earlier row; `first` is the first row with that value."""
     rows = rows.assign(first=rows.groupby(column)["row"].transform("min"))
     return rows.loc[rows["row"] != rows["first"], ["row", "first"]]
 
 
 def _check_num_negatives(path: Path, rows: pd.DataFrame, findings: Findings) -> None:
-    """Finds rows with fewer negatives than the number that most rows have, of equally frequent ones the largest."""
+    """Finds rows with fewer negatives than the most frequent number (the largest, if several are as frequent)."""
     most = rows["num_negatives"].mode().max()
     fewer = rows[rows["num_negatives"] < most].sort_values(["num_negatives", "row"])
     for number, num in zip(fewer["row"], fewer["num_negatives"]):
@@ -281,7 +281,7 @@ def _check_labels(table: Table, task: str, rows: pd.DataFrame, labels: list[str]
 
 
 class Sample:
-    """Some records: the first three, the longest texts, and a sample in which every row is as likely as any other."""
+    """The first three records, the longest texts, and a random sample in which all rows are equally likely."""
 
     def __init__(self):
         self.records, self.first = [], []
@@ -299,7 +299,7 @@ class Sample:
             self.records[place : place + 1] = [row.record]
 
     def texts(self, name: str) -> list[str]:
-        """Texts of a column in the sample, up to SAMPLE_CHARACTERS, and the longest of the file."""
+        """The sampled texts of a column, up to SAMPLE_CHARACTERS in all, and the longest text of the file."""
         texts, characters = [], 0
         for record in self.records:
             for text in record[name] if name == "negatives" else [record[name]]:
@@ -313,7 +313,7 @@ class Sample:
 
 
 def _tokenizer_folder(model: Path | None) -> Path | None:
-    """The folder of a tokenizer; None if none is named and models/backbone is not there."""
+    """The folder of a tokenizer; None if `model` is None and models/backbone does not exist."""
     folder = Path(model or "models/backbone")
     if (folder / "tokenizer.json").is_file():
         return folder
@@ -323,7 +323,7 @@ def _tokenizer_folder(model: Path | None) -> Path | None:
 
 
 def _tokenizer(folder: Path | None):
-    """The tokenizer; loaded after the rows are read, which takes longer with so much in memory."""
+    """The tokenizer; it is loaded after the rows are read, since reading is slower with the libraries in memory."""
     if folder is None:
         return None
     from transformers import AutoTokenizer
@@ -341,7 +341,10 @@ def _lengths(texts: list[str], tokenizer, max_tokens: int) -> dict[str, float]:
 
 
 def _as_seen(record: dict, other: str, instruction: str | None, tokenizer, max_tokens: int) -> Iterator[str]:
-    """A record's texts with prompt, cut and divided into tokens, `<EOS>` last; parts of characters show as U+FFFD."""
+    """Lines that show a record's texts as the model reads them: with prompt, cut, as tokens, with `<EOS>` at the end.
+
+    A token that is only part of a character is shown as U+FFFD.
+    """
     for name, text in (("query", prompted(record["query"], instruction)), (other, record[other])):
         if tokenizer is None:
             yield f"  {name}: {excerpt(text, 200)}"
@@ -353,7 +356,7 @@ def _as_seen(record: dict, other: str, instruction: str | None, tokenizer, max_t
 
 
 def script_of(text: str) -> str:
-    """The Unicode script of most letters at the beginning of a text, such as 'LATIN'; 'NONE' without letters."""
+    """The Unicode script of most letters in a text's first 200 characters, such as 'LATIN'; 'NONE' without letters."""
     letters = Counter(_script(character) for character in text[:200] if character.isalpha())
     return letters.most_common(1)[0][0] if letters else "NONE"
 

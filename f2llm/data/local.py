@@ -1,4 +1,4 @@
-"""Local files of training data: what their columns mean, and their records.
+"""Local files of training data: the layout of their columns, and their records.
 
 Columns: `query` and `passage`, optionally `negatives` (a list; in CSV a JSON list) or `negative_1`, `negative_2`, ...;
 or `query` and `label`; optionally `language` (or `lang`). Other columns are not used.
@@ -16,7 +16,7 @@ Wrong = Callable[[str, object, str], None]  # field, value, rule that it breaks
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of a local file are. other: `passage` or `label`; negatives: none, one, or the numbered."""
+    """The columns of a local file. other: `passage` or `label`; negatives: the names of their columns, if any."""
 
     columns: frozenset[str]
     other: str
@@ -29,7 +29,7 @@ class Layout:
 
 
 def layout_of(table: Table, task: str | None) -> Layout:
-    """The layout of a local file for a task, for any if None; ValueError when its columns do not do."""
+    """The layout of a local file for a task (None: any task); ValueError if its columns do not fit the task."""
     columns = table.columns
     labelled = task != "retrieval" and "label" in columns and "passage" not in columns
     require_columns(table, ["query", "label" if labelled else "passage"])
@@ -56,7 +56,7 @@ def local_records(table: Table, task: str | None = None) -> Iterator[dict]:
 
 
 def record_of(row: dict, layout: Layout, wrong: Wrong) -> dict:
-    """A row's record; what is wrong with the types of its values goes to `wrong`."""
+    """The training record of a row; `wrong` is called for each value of a wrong type."""
     if not row.keys() <= layout.columns:
         name = min(row.keys() - layout.columns)
         wrong(name, row[name], "stands in a column that the first rows do not have; remedy: the same keys in every row")

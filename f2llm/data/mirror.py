@@ -1,12 +1,12 @@
 """A mirror: files of hub repositories at pinned revisions, in a folder that `f2llm fetch` fills.
 
-Whatever reads published data reads a mirror, never the hub; a mirror works wherever it is copied. It holds
+All code that uses published data reads a mirror, never the hub; a mirror can be copied to another place. It holds
     manifest.json        {repository: {"revision": sha, "files": {name: {"bytes": n, "sha256": hex}}}}, and, where it
                          was fetched, "listing": the names of all files at that commit, fetched or not
     <repository>/<name>  the files
 
-While a fetch runs, <repository>/.cache/huggingface holds its unfinished files. It goes when the fetch ends, or with the
-next one if it was killed. Only what the manifest names is read, verified or listed.
+While a fetch runs, <repository>/.cache/huggingface holds its unfinished files. That folder is removed when the fetch
+ends, or by the next fetch if this one is killed. Only files that the manifest lists are read and verified.
 """
 
 import json
@@ -17,13 +17,13 @@ from ..store.files import sha256, whole_file
 
 
 def write_manifest(mirror: Path, manifest: dict) -> None:
-    """Write manifest.json, whole or not at all."""
+    """Write manifest.json atomically: completely or not at all."""
     with whole_file(mirror / "manifest.json") as new, new.open("w", encoding="utf-8") as opened:
         json.dump(manifest, opened, ensure_ascii=False, indent=1, sort_keys=True)
 
 
 def read_manifest(mirror: Path) -> dict[str, dict]:
-    """What a mirror holds, checked; {} where there is none."""
+    """The manifest of a mirror, checked; {} if there is none."""
     path = Path(mirror) / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -46,16 +46,16 @@ def read_manifest(mirror: Path) -> dict[str, dict]:
 
 
 class Mirror:
-    """A mirror as the pipeline reads it; nothing is downloaded or written."""
+    """Read access to a mirror; nothing is downloaded or written."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self._manifest = read_manifest(self.path)
 
     def require(self, repo_id: str, patterns: list[str], *, command: str, revision: str | None = None) -> list[Path]:
-        """Sorted paths of the files of a repository that the names or globs select; all are there, not only some.
+        """Sorted paths of all files of a repository that match the names or globs.
 
-        A ValueError names what is missing, truncated or of another revision, and `command`, which fetches it.
+        ValueError if any of them is missing, truncated or of another revision; it names `command`, which fetches them.
         """
         entry = self._manifest.get(repo_id, {"revision": revision, "files": {}})
         if revision not in (None, entry["revision"]):
@@ -76,7 +76,7 @@ class Mirror:
         return sorted(paths)
 
     def verify(self) -> list[str]:
-        """One line for every file that is missing or is not what was fetched, [] if all is well; reads every byte."""
+        """One line for every file that is missing or has changed since it was fetched; reads every byte."""
         problems = []
         for repo_id, entry in self._manifest.items():
             for name, fact in entry["files"].items():
@@ -87,11 +87,11 @@ class Mirror:
         return problems
 
     def revision(self, repo_id: str) -> str:
-        """The commit at which the mirror holds a repository."""
+        """The commit of a repository that the mirror holds."""
         return self._of(repo_id)["revision"]
 
     def sha256(self, repo_id: str, name: str) -> str:
-        """SHA-256 of one file, as the manifest has it."""
+        """SHA-256 of one file, from the manifest."""
         if name not in (facts := self._of(repo_id)["files"]):
             raise ValueError(f"mirror {self.path}, {repo_id}: {name} is missing; remedy: f2llm fetch")
         return facts[name]["sha256"]
@@ -116,7 +116,7 @@ def num_bytes(path: Path) -> int:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder/name, if that is in the folder under any system's rules."""
+    """folder/name; ValueError if that could be outside the folder on any operating system."""
     path = PureWindowsPath(name)  # takes both kinds of slashes, and knows drives
     if not name or path.anchor or ".." in path.parts:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Files of rows: JSON Lines, CSV and TSV, Parquet; read in pieces, with errors that name file, row and remedy.
+"""Readers of JSON Lines, CSV, TSV and Parquet files, row by row, with errors that name file, row and remedy.
 
-A row is a dict; rows are counted from 1 and blank lines are no rows. What a text file's bytes mean is UTF-8.
+A row is a dict. Rows are counted from 1, without blank lines. Text files are UTF-8.
 """
 
 import csv
@@ -17,19 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-BATCH_BYTES = 16 * 2**20  # of Parquet rows that are in memory at once, as Python objects several times that
+BATCH_BYTES = 16 * 2**20  # of Parquet rows in memory at once; as Python objects they take several times as much
 BATCH_ROWS = 256
-ROWS_FOR_COLUMNS = 100  # of a JSON Lines file, whose rows may differ in their keys
+ROWS_FOR_COLUMNS = 100  # rows read to find the columns of a JSON Lines file, since rows may differ in their keys
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TEXT_SUFFIXES = [".jsonl", ".json", *SEPARATORS]
-Bad = Callable[[str], None]  # takes the message of a row that cannot be read; the row is passed over
+Bad = Callable[[str], None]  # called with the message of a row that cannot be read; the row is skipped
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A file of lines. records: (line number, what convert takes) per row; convert: to a dict, or ValueError."""
+    """A JSON Lines, CSV or TSV file. records: yields (line number, unparsed row); convert: parses it to a dict."""
 
     path: Path
     columns: list[str]
@@ -38,7 +38,7 @@ class TextTable:
 
     @cached_property
     def num_rows(self) -> int:
-        """Counted by a pass over the file."""
+        """The number of rows, counted by reading the whole file."""
         return sum(1 for _ in self.records(_ignore))
 
     def rows(
@@ -46,8 +46,8 @@ class TextTable:
     ) -> Iterator[tuple[int, dict]]:
         """(row number from 1, row). numbers: these rows only, sorted, counted from 0; others are not parsed.
 
-        columns: those that are needed; a text file gives the others too. bad: called with the message of every
-        row that cannot be read; without it the first is a ValueError.
+        columns: those that are needed; a text file yields the others too. bad: called with the message of every
+        row that cannot be read; without it the first such row is a ValueError.
         """
         bad = bad or _raise
         wanted = None if numbers is None else iter(_checked(self.path, numbers).tolist())
@@ -72,7 +72,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """A Parquet file, mapped into memory; `rows` holds one batch of about BATCH_BYTES, even of one huge row group."""
+    """A memory-mapped Parquet file; `rows` holds one batch of about BATCH_BYTES, also of a huge row group."""
 
     path: Path
     columns: list[str]
@@ -211,7 +211,7 @@ def _open_separated(path: Path, separator: str) -> TextTable:
 
 
 def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """(number of its first line, cells) of every record, the header first; or its error."""
+    """(number of its first line, cells) of every record, the header first; an error in place of unreadable cells."""
     reader = csv.reader((text for _, text in _lines(path, bad)), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
@@ -229,7 +229,7 @@ def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str
 
 
 def _lines(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
-    """(line number, line with its end) of a UTF-8 file, without a byte-order mark; of .gz as it is unpacked."""
+    """(line number, line with its end) of a UTF-8 file, without a byte-order mark; .gz is decompressed."""
     position = number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -269,11 +269,11 @@ def _open_parquet(path: Path) -> ParquetTable:
     return ParquetTable(path, columns, num_rows)
 
 
-# Small things -----------------------------------------------------------------------------------
+# Helpers ----------------------------------------------------------------------------------------
 
 
 def _checked(path: Path, numbers: np.ndarray) -> np.ndarray:
-    """Row numbers that are sorted and not negative."""
+    """The row numbers; ValueError unless they are sorted, different and not negative."""
     if len(numbers) and (numbers[0] < 0 or (np.diff(numbers) <= 0).any()):
         raise ValueError(f"{path}: row numbers must be sorted, different and from 0, got {numbers[:5]}")
     return numbers
@@ -284,7 +284,7 @@ def _raise(message: str) -> None:
 
 
 def _ignore(message: str) -> None:
-    """For passes that only count, or look at the header."""
+    """Does nothing with a message: used where rows are only counted, or only the header is read."""
 
 
 def _line(error: Exception) -> str:
@@ -292,7 +292,7 @@ def _line(error: Exception) -> str:
 
 
 def excerpt(value: object, length: int = 60) -> str:
-    """A value as an error message shows it."""
+    """A value as an error message shows it: its repr, shortened to `length` characters."""
     if isinstance(value, str):
         return repr(value if len(value) <= length else value[: length - 3] + "...")
     shown = repr(value)

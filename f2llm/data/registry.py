@@ -20,7 +20,7 @@ PUBLISHED = {  # the papers' totals: sources, rows, rows of stage 1
     "v1": (60, 5_933_988, 0),
 }
 
-OF_LOCAL_FILES = {  # what an entry of local files need not say: it is about published sets
+OF_LOCAL_FILES = {  # defaults for entries of local files, of keys that describe published sets
     "title": None,
     "family": "Local",
     "stage1": False,
@@ -123,9 +123,9 @@ def load_registry(path: Path = Path("data/sources.yaml")) -> list[Source]:
 def choose_sources(registry: list[Source], data: Data, recipe: str) -> tuple[list[Source], dict[str, str]]:
     """(sources to train on, {name: why it is left out}) of one mixture, in the registry's order.
 
-    The mixture is data.from where that is embedded or local, else `recipe`, v1 or v2. Of local sources all are in
-    stage 1 where none is marked, so that it is never empty. A ValueError where
-    data.only or data.leave_out name no source of it, or where nothing remains.
+    The mixture is data.from if that is embedded or local, otherwise `recipe` (v1 or v2). If no local source is marked
+    with stage1: true, all of them are used in stage 1, so that it is never empty. ValueError if data.only or
+    data.leave_out name a source that the mixture does not have, or if no source remains.
     """
     mixture = data.source if data.source in ("embedded", "local") else recipe
     sources = [source for source in registry if mixture in source.recipes]
@@ -157,7 +157,7 @@ def _where(path: Path, number: int, entry) -> str:
 
 
 def _checked(entry, where: str) -> Source:
-    """One entry; of local files one may leave out what is about published sets."""
+    """One entry, checked; an entry of local files may leave out the keys of OF_LOCAL_FILES."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: is no table, but must have the keys {', '.join(Source.__dataclass_fields__)}")
     if entry.get("recipes") == ["local"]:
@@ -182,7 +182,7 @@ def _check_names(sources: list[Source], path: Path) -> None:
 
 
 def _check_files(sources: list[Source], path: Path) -> None:
-    """Within a recipe a file belongs to one source, or to several that share out its rows."""
+    """ValueError if two sources of the same recipe use the same rows of a file."""
     taken = defaultdict(list)  # (recipe, file): sources
     for number, source in enumerate(sources, start=1):
         for recipe, file in product(source.recipes, source.files):
@@ -203,7 +203,7 @@ def _apart(rows: list[int] | None, others: list[int] | None) -> bool:
 
 
 def _reason(source: Source, data: Data) -> str | None:
-    """Why the source is left out, None where it is not."""
+    """Why the source is left out, None if it is not."""
     if data.only and source.name not in data.only:
         return "not named in data.only"
     if source.name in data.leave_out:

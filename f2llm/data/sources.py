@@ -25,7 +25,7 @@ LOCAL = Path("data/local")  # the folder of local files: a stage depends on it
 
 @dataclass(frozen=True)
 class Part:
-    """What is stored as one unit: a file of the released data, or a whole source. Its name names its files."""
+    """The unit of assembly: a file of the released data, or a whole source. Its output files have its name."""
 
     name: str
     source: Source
@@ -36,7 +36,7 @@ class Part:
 
 
 def parts_of(sources: list[Source], data: Data) -> list[Part]:
-    """All parts, after a look at whether every file that they need is there: one ValueError names what is missing."""
+    """The parts of all sources; ValueError if files that they need are missing."""
     if data.source == "embedded":
         return [Part(source.name, source, (), None, {}, source.task == "retrieval") for source in sources]
     if data.source == "local":
@@ -47,7 +47,7 @@ def parts_of(sources: list[Source], data: Data) -> list[Part]:
 
 
 def files_needed(sources: list[Source], data: Data) -> list[tuple[str, list[str], str | None]]:
-    """(repository, names or globs of files, commit or None) of all that a mirror must hold for these sources."""
+    """(repository, names or globs, commit or None) of all files that the mirror must hold for these sources."""
     if data.source == "released":
         return [(data.released, [f"{stem}.parquet" for source in sources for stem in source.files], data.revision)]
     if data.source == "sources":
@@ -63,7 +63,7 @@ def fetch_command(data: Data) -> str:
 
 
 def load_source(part: Part, data: Data, seed: int) -> Iterator[dict]:
-    """The records of one part. How many are drawn depends on the part alone, and which on (seed, part)."""
+    """Yields the records of one part. Their number depends on the part alone, the selection on (seed, part)."""
     source = part.source
     if data.source == "embedded":
         training, _ = texts(data.held_out_percent, data.split)
@@ -90,7 +90,7 @@ def _records(part: Part, data: Data) -> Iterator[dict]:
 
 
 def _draw(records: Callable[[], Iterable[dict]], limit: int | None, seed: int, name: str) -> Iterator[dict]:
-    """All records, or `limit` of them in their order; they are then read twice, so that memory stays as it is."""
+    """All records, or a random sample of `limit` in their order; for a sample they are read twice, to save memory."""
     count = sum(1 for _ in records()) if limit else 0
     if not limit or count <= limit:
         yield from records()
@@ -100,7 +100,10 @@ def _draw(records: Callable[[], Iterable[dict]], limit: int | None, seed: int, n
 
 
 def _choose(count: int, limit: int, seed: int, name: str) -> np.ndarray:
-    """`limit` of `count` row numbers, ascending, by a draw keyed by (seed, name): adding a source changes no other."""
+    """`limit` random row numbers below `count`, ascending, seeded by (seed, name).
+
+    Adding a source therefore does not change the rows of another.
+    """
     draw = np.random.default_rng(list(repr((seed, "rows", name)).encode()))
     return np.sort(draw.choice(count, size=limit, replace=False))
 
@@ -109,7 +112,7 @@ def _choose(count: int, limit: int, seed: int, name: str) -> np.ndarray:
 
 
 def evaluation_tasks(data: Data, seed: int) -> list[dict]:
-    """The held-out tasks that belong to the data."""
+    """The evaluation tasks, made from the held-out part of the embedded corpus."""
     _, held_out = texts(data.held_out_percent, data.split)
     return tasks(held_out, seed)
 
@@ -137,9 +140,10 @@ def _released_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[P
 
 
 def _released_records(part: Part, data: Data, seed: int) -> Iterator[dict]:
-    """Rows of one Parquet file in the authors' layout, read in blocks; texts without a prompt, which the kit adds.
+    """Records of one Parquet file in the authors' layout; prompts are removed from texts, since f2llm adds its own.
 
-    Stage-1 sources whole, of others at most data.cap_per_source rows. Source: arXiv 2603.19223, section on data.
+    Sources of stage 1 are used whole, of others at most data.cap_per_source rows.
+    Source: arXiv 2603.19223, section on data.
     """
     source, table = part.source, open_table(part.paths[0])
     require_columns(table, ["query", "passage", "negative_1"])

@@ -1,4 +1,4 @@
-"""Evaluation tasks of the embedded corpus: plain dictionaries, which `f2llm.evaluate` hands to mteb.
+"""Evaluation tasks of the embedded corpus: plain dictionaries, which `f2llm.evaluation` hands to mteb.
 
 Every task uses held-out texts only: messages, modules, or whole languages that are in no training source.
 A task is {name, type, instruction, languages, data}; `data` has one entry per subset.

@@ -1,4 +1,4 @@
-"""Evaluation by mteb: tasks, and tables of scores."""
+"""Evaluation with mteb: models, tasks, and tables of scores."""
 
 from .run import evaluate
 

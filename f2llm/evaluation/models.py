@@ -1,4 +1,4 @@
-"""The models that are compared: where each one lies, how it was trained to read texts, and its encoder."""
+"""The models that are evaluated: their folders, their maximum lengths and instructions, and their encoders."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ def models_of(config: Config, models: Path = Path("models"), tuples: Path = Path
 def _known_models(config: Config) -> dict[str, tuple[str, Training, bool, bool]]:
     """{name: (folder, training section, instructions, trained)} of every model but TF-IDF, in the tables' order.
 
-    A model reads texts up to the max_tokens of its training section; one that was not trained, up to its successor's.
-    It is given instructions only if it was trained with them.
+    A model reads texts up to the max_tokens of its training section; an untrained one, up to that of the training that
+    starts from it. It is given instructions only if it was trained with them.
     """
     stage2 = config.stage2
     known = {
@@ -77,7 +77,7 @@ def _load_model(
 
 
 def _load_tfidf(tuples: Path) -> EvaluatedModel:
-    """The baseline, fitted on the training texts."""
+    """The TF-IDF baseline, fitted on the training texts."""
     texts = (text[:MAX_CHARACTERS] for text in TupleStore(tuples, mined=None).texts())
     return EvaluatedModel(cached(tfidf_encoder(Tfidf(texts, NUM_FEATURES))))
 
@@ -86,17 +86,17 @@ def _load_tfidf(tuples: Path) -> EvaluatedModel:
 
 
 def encoder_of(model: Embedder, instructions: bool, dim: int | None = None) -> Callable:
-    """A model's `encode` as `evaluate` wants it; texts stay raw for a model that never saw an instruction."""
+    """A model's `encode` as `evaluate` needs it; a model that was trained without instructions gets none."""
     return lambda texts, instruction: model.encode(texts, instruction if instructions else None, dim)
 
 
 def tfidf_encoder(tfidf: Tfidf) -> Callable:
-    """The character n-gram baseline as dense rows; it has no use for an instruction."""
+    """`encode` of the character n-gram baseline, with dense rows; it ignores the instruction."""
     return lambda texts, instruction: tfidf.encode(texts).toarray()
 
 
 def cached(encode: Callable) -> Callable:
-    """`encode` that computes every (text, instruction) once: languages share English texts, dims share all."""
+    """`encode` with a cache: each (text, instruction) is computed once, also if languages or dims share it."""
     rows_of: dict[tuple[str, str | None], np.ndarray] = {}
 
     def lookup(texts: list[str], instruction: str | None) -> np.ndarray:
@@ -112,7 +112,7 @@ def cached(encode: Callable) -> Callable:
 
 
 def reading_of(models: dict[str, EvaluatedModel]) -> pd.DataFrame:
-    """What each model is given to read: its longest text in tokens, and whether instructions come before queries."""
+    """The input of each model: its maximum length in tokens, and whether instructions come before queries."""
     rows = {
         name: {
             "max_tokens": model.embedder.max_tokens if model.embedder else "all",
@@ -124,6 +124,6 @@ def reading_of(models: dict[str, EvaluatedModel]) -> pd.DataFrame:
 
 
 def parameters_of(models: dict[str, EvaluatedModel]) -> pd.DataFrame:
-    """model, parameters, without_embeddings: how large each one is; without TF-IDF."""
+    """model, parameters, without_embeddings (non-embedding parameters): the size of each model except TF-IDF."""
     rows = [(name, *model.embedder.num_parameters()) for name, model in models.items() if model.embedder]
     return pd.DataFrame(rows, columns=["model", "parameters", "without_embeddings"])

@@ -40,7 +40,7 @@ def metrics(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
 def write_results(
     by_subset: pd.DataFrame, dims: pd.DataFrame, parameters: pd.DataFrame, folder: Path = Path("results")
 ) -> None:
-    """scores.csv, dims.csv, languages.csv, parameters.csv, metrics.json.
+    """Write scores.csv, dims.csv, languages.csv, parameters.csv and metrics.json.
 
     by_subset: of `evaluate_all`, dims: of `evaluate_prefixes`, parameters: of `parameters_of`.
     """

@@ -1,4 +1,4 @@
-"""Scores by mteb: this module hands it tasks and encoders, and makes tables of what comes back."""
+"""Scores by mteb: runs it on our tasks and encoders, and makes tables of its results."""
 
 import os
 import sys
@@ -73,7 +73,7 @@ def evaluate_prefixes(models: Mapping, scores: pd.DataFrame, dims: Sequence[int]
 
 
 def at_dim(encode: Callable, dim: int) -> Callable:
-    """The first `dim` dimensions, brought to unit length again."""
+    """`encode` with the first `dim` dimensions only, scaled to unit length again."""
 
     def shortened(texts: list[str], instruction: str | None) -> np.ndarray:
         part = encode(texts, instruction)[:, :dim]
@@ -84,7 +84,7 @@ def at_dim(encode: Callable, dim: int) -> Callable:
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """While mteb is imported its cache is a folder of this repository, unless MTEB_CACHE names another."""
+    """Sets mteb's cache to a folder of this repository while mteb is imported, unless MTEB_CACHE is set."""
     if "MTEB_CACHE" in os.environ:
         yield
         return
@@ -96,7 +96,7 @@ def _own_cache() -> Iterator[None]:
 
 
 class _WithoutProgressBars(TextIOBase):
-    """A stream that passes on all but tqdm's bars, of which mteb shows two per bitext subset whatever it is told.
+    """A stream that drops tqdm's bars: mteb shows two per bitext subset even with show_progress_bar=False.
 
     tqdm writes a bar as one text that begins with a carriage return, and a line break when the bar is finished.
     """

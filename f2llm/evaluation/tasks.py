@@ -1,7 +1,6 @@
-"""Evaluation tasks that are kept as plain files, as mteb tasks; and our encoders as mteb models.
+"""Adapters to mteb: evaluation tasks from plain files become mteb tasks, our encoders become mteb models.
 
-Each model gets fresh task objects, since a task that was run before carries the state of its random numbers into the
-next run.
+Each model needs new task objects: a task that was run before keeps the state of its random numbers.
 """
 
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def _retrieval(data: dict) -> dict:
     return {"default": {"test": split}}
 
 
-# type: base class, how its data are built, main score, what the class needs to know
+# type: base class, function that builds its data, main score, settings of the class
 KINDS = {
     "BitextMining": (AbsTaskBitextMining, _bitext, "f1", {}),
     "Retrieval": (AbsTaskRetrieval, _retrieval, "ndcg_at_10", {}),
@@ -76,7 +75,7 @@ KINDS = {
 
 
 def mteb_task(task: dict):
-    """A fresh mteb task of one of our files; nothing of it is ever looked up on a hub."""
+    """A new mteb task from one of our files; nothing is looked up on the hub."""
     base, build, main_score, settings = KINDS[task["type"]]
     languages = task["languages"]
     metadata = TaskMetadata(
@@ -107,7 +106,7 @@ def mteb_task(task: dict):
 
 
 class Encoder(AbsEncoder):
-    """What mteb asks of a model."""
+    """An `encode` function with the interface of an mteb model."""
 
     def __init__(self, encode: Callable, name: str, instructions: dict[str, str]):
         self.function, self.instructions = encode, instructions

@@ -1,4 +1,4 @@
-"""Ablations as DVC experiments: an arm changes one thing, runs with every seed, and its difference has an interval."""
+"""Ablations as DVC experiments: an arm changes one thing and runs with every seed; differences have an interval."""
 
 import hashlib
 import io
@@ -21,6 +21,7 @@ from ..config import load_config, overrides_of, read_yaml, resolve
 from ..data.registry import choose_sources, load_registry
 from ..store.code import code_digests, imported_modules
 from ..store.files import alone_in, sha256
+from ..store.run_log import duration
 from .launch import die_with_parent
 from .notebook import MODELS, code_of, stage_notebooks
 
@@ -33,9 +34,9 @@ EVALUATION = "08_evaluate"  # no score depends on the notebooks after it
 
 @dataclass(frozen=True)
 class Experiment:
-    """One arm with one seed. settings: of the resolved configuration, as in stage1.epochs=0, or recipe=v1.
+    """One arm with one seed. settings: changes of the resolved configuration, as in stage1.epochs=0, or recipe=v1.
 
-    models: whose scores count; stage2@8 is stage2 at 8 dimensions.
+    models: those whose scores are compared; stage2@8 is stage2 at 8 dimensions.
     """
 
     group: str
@@ -45,14 +46,14 @@ class Experiment:
     models: tuple[str, ...]
 
     def name(self, base: str) -> str:
-        """Of the DVC experiment: letters, digits and hyphens; other code or other settings are another experiment."""
+        """The DVC experiment's name: letters, digits, hyphens. It depends on the base (`base_of`) and the settings."""
         digest = hashlib.sha256(json.dumps([base, self.settings, self.models]).encode()).hexdigest()[:6]
         words = re.findall(r"[a-z0-9]+", self.arm.lower())
         return "-".join(["ablate", self.group, *words, str(self.seed), digest])
 
 
 def experiments(path: Path = Path("ablations.yaml")) -> list[Experiment]:
-    """All that ablations.yaml asks for, arm by arm, checked."""
+    """All experiments of ablations.yaml, arm by arm, checked."""
     plan = read_yaml(path)
     if set(plan) != {"seeds", "groups"} or len(set(plan["seeds"])) < 2:
         raise ValueError(f"{path} must have the keys seeds (two different ones or more: noise needs them) and groups")
@@ -64,7 +65,7 @@ def experiments(path: Path = Path("ablations.yaml")) -> list[Experiment]:
         dims = {int(dim) for _, at, dim in (model.partition("@") for model in table["models"]) if at}
         for arm, settings in table["arms"].items():
             all_of_them = (*table["settings"], f"evaluate.only=[{only}]", *settings)
-            by_key = {setting.partition("=")[0]: setting for setting in all_of_them}  # an arm's come last
+            by_key = {setting.partition("=")[0]: setting for setting in all_of_them}  # an arm's settings win
             scored = overrides_of([by_key.get("evaluate.dims", "evaluate.dims=[]")])["evaluate"]["dims"]
             if absent := sorted(dims - set(scored)):
                 raise ValueError(f"{path}: group {group} counts scores at {absent} dimensions; remedy: evaluate.dims")
@@ -82,9 +83,10 @@ def first_arms(planned: list[Experiment]) -> dict[str, str]:
 
 
 def base_of() -> str:
-    """A digest of what all arms start from: code of the stages up to evaluation, parameters, data, Python, packages.
+    """A digest of all that arms share: code of the stages up to evaluation, parameters, data, Python, packages.
 
-    Scores of different bases are never compared. Comments, the seed, `machine` and how results are shown do not count.
+    Scores of different bases are never compared. Comments, the seed, `machine` and the code that shows results have no
+    effect on it.
     """
     codes = {path.stem: code_of(path) for path in stage_notebooks() if path.stem <= EVALUATION}
     digests = code_digests(MODELS, *(module for code in codes.values() for module in imported_modules(code)))
@@ -95,7 +97,7 @@ def base_of() -> str:
 
 
 def _inputs() -> list[dict]:
-    """What params.yaml and data/sources.yaml say of the size, under every recipe, since an arm can set it."""
+    """Configuration and sources of the size as it is and under every recipe, since an arm can change the recipe."""
     params, chosen, registry, facts = read_yaml(Path("params.yaml")), load_config(), load_registry(), []
     recipes = [name for name, table in params["recipes"].items() if chosen.name in table.get("sizes", params["sizes"])]
     for config in (chosen, *(resolve(params | {"recipe": recipe, "override": {}}) for recipe in recipes)):
@@ -108,7 +110,7 @@ def _inputs() -> list[dict]:
 
 
 def read_ablations(path: Path = RESULTS) -> pd.DataFrame:
-    """results/ablations.csv, checked: mean scores (0 to 1), one base in each group."""
+    """results/ablations.csv, checked: mean scores (0 to 1), with a single base in each group."""
     if not path.exists():
         raise ValueError(f"{path} is missing; remedy: git checkout {path}, or f2llm ablate")
     scores = pd.read_csv(path, dtype=dict.fromkeys(("base", "experiment", "commit"), str))
@@ -121,10 +123,10 @@ def read_ablations(path: Path = RESULTS) -> pd.DataFrame:
 
 
 def collect(earlier: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores (0 to 1) of all that has been run, in the plan's order, as COLUMNS say.
+    """Mean scores (0 to 1) of all finished experiments, in the order of ablations.yaml, with the columns COLUMNS.
 
-    What this clone has run on today's base is added to the rows of `earlier`. In a group of which something has,
-    rows of another base or of other settings are left out: they cannot be compared.
+    The scores that this clone has for the current base are added to the rows of `earlier`. In groups with such
+    scores, rows of another base or of other settings are left out: they cannot be compared.
     """
     references, base, rows = finished(), base_of(), []
     names = {one.name(base): one for one in experiments()}
@@ -145,7 +147,7 @@ def collect(earlier: pd.DataFrame) -> pd.DataFrame:
 
 
 def finished() -> dict[str, str]:
-    """{name: reference} of all experiments of this repository."""
+    """{name: git reference} of all DVC experiments of this repository."""
     lines = _git("for-each-ref", "--format=%(refname)", "refs/exps").split()
     return {line.rpartition("/")[2]: line for line in lines if line.count("/") >= 4}
 
@@ -163,11 +165,11 @@ def _means(reference: str) -> dict[str, float]:
 
 
 def run_missing(earlier: pd.DataFrame, only: str = "") -> None:
-    """Run what has not been run, one experiment after the other; after a kill the same call runs what is missing.
+    """Run the missing experiments, one after the other; after a kill the same call runs those that are still missing.
 
-    earlier: rows of results/ablations.csv; experiments that it has need not be run again. only: a part of the
-    experiments' names or arms; the arms that they are compared with run too. Stages that an earlier run has finished
-    come from DVC's run cache.
+    earlier: rows of results/ablations.csv, whose experiments are not run again. only: a part of the names or arms of
+    the experiments to run; the arms that they are compared with run too. The results of stages that an earlier run
+    has finished come from DVC's run cache.
     """
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]).returncode:
         raise ValueError(
@@ -188,7 +190,7 @@ def run_missing(earlier: pd.DataFrame, only: str = "") -> None:
             run_experiment(name, names[name])
             now, failed = time.monotonic(), "" if name in finished() else " FAILED"
             left = (now - start) / count * (len(missing) - count)
-            line = f"{count} of {len(missing)}: {name}{failed}, {_shown(now - before)}, about {_shown(left)} left"
+            line = f"{count} of {len(missing)}: {name}{failed}, {duration(now - before)}, about {duration(left)} left"
             print(line, flush=True)
     if failed := [name for name in missing if name not in finished()]:
         raise RuntimeError(
@@ -198,9 +200,9 @@ def run_missing(earlier: pd.DataFrame, only: str = "") -> None:
 
 
 def run_experiment(name: str, one: Experiment) -> None:
-    """`dvc exp run` in a temporary copy of the repository; its output to the terminal and to scratch/ablate.
+    """Run `dvc exp run` in a temporary copy of the repository; its output goes to the terminal and scratch/ablate.
 
-    On an interrupt DVC stops the stage and removes the copy; when this process is killed DVC is, too (on Linux).
+    On an interrupt DVC stops the stage and removes the copy. If this process is killed, DVC ends too (on Linux).
     """
     settings = (f"seed={one.seed}", *map(_setting, one.settings))
     options = [word for setting in settings for word in ("-S", setting)]
@@ -229,11 +231,11 @@ def run_experiment(name: str, one: Experiment) -> None:
 
 
 def remove_killed(folder: Path = Path(".dvc/tmp/exps")) -> None:
-    """Remove what DVC keeps of killed experiments of ours: their copies of the repository, their marks as running."""
+    """Remove what DVC keeps of our killed experiments: copies of the repository, and marks that they run."""
     for mark in folder.glob("run/*/*.run"):
         try:
             facts = json.loads(mark.read_text())
-        except ValueError:  # half written: DVC was killed just then, or is at it
+        except ValueError:  # half written: DVC was killed meanwhile, or is still writing
             continue
         if re.fullmatch(r"ablate-.+-\d+-[0-9a-f]{6}", facts["name"] or ""):
             shutil.rmtree(folder / "standalone" / Path(facts["root_dir"]).name, ignore_errors=True)
@@ -241,14 +243,8 @@ def remove_killed(folder: Path = Path(".dvc/tmp/exps")) -> None:
             shutil.rmtree(mark.parent)
 
 
-def _shown(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def chosen(names: dict[str, Experiment], only: str) -> list[str]:
-    """Names that `only` is a part of, or of whose arm, and those of the arms that they are compared with."""
+    """Names of the experiments with `only` in their name or arm, and of the arms that they are compared with."""
     matched = {name for name, one in names.items() if only in name or only in one.arm}
     if not matched:
         arms = "; ".join(dict.fromkeys(f"{one.group}: {one.arm}" for one in names.values()))
@@ -260,7 +256,7 @@ def chosen(names: dict[str, Experiment], only: str) -> list[str]:
 
 
 def _setting(setting: str) -> str:
-    """recipe=v1 as it is; what has a section goes under `override`."""
+    """A setting for `dvc exp run -S`: recipe=v1 stays as it is; a key with a section goes under `override`."""
     return f"+override.{setting}" if "." in setting.partition("=")[0] else setting
 
 
@@ -274,10 +270,10 @@ def _git(*words: str) -> str:
 def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.95) -> pd.DataFrame:
     """One row per group, model and arm: mean, standard deviation, difference to the group's first arm, its interval.
 
-    scores as `read_ablations` gives them, times 1; the table times 100; first as of `first_arms`. Differences are
-    taken seed by seed, so that what a seed changes in both arms cancels; the interval is Student's for their mean.
-    seeds: of the arm itself, or common to both. verdict: 'within noise' where the interval holds 0, 'too few seeds'
-    below two common ones.
+    scores: of `read_ablations`, 0 to 1; the returned values are times 100. first: of `first_arms`. Differences are
+    paired by seed, so that effects of a seed on both arms cancel; the interval is Student's t interval of their mean.
+    seeds: how many the arm has or, for a difference, both arms have. verdict: 'higher', 'lower', 'within noise' if the
+    interval contains 0, 'too few seeds' if fewer than two are common.
     """
     rows = []
     for (group, model), of_model in scores.groupby(["group", "model"], sort=False):
@@ -295,7 +291,7 @@ def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.9
 
 
 def difference(change: pd.Series, confidence: float) -> tuple[float, float, float, str]:
-    """(mean, low, high, verdict) of paired differences, those that are numbers: Student's interval of their mean."""
+    """(mean, low, high, verdict) of paired differences: Student's t interval of their mean; NaN are left out."""
     change = change.dropna()
     if len(change) < 2:
         return float("nan"), float("nan"), float("nan"), "too few seeds"

@@ -1,4 +1,4 @@
-"""What every notebook begins with: one call, in JupyterLab, under papermill and from any folder of a clone."""
+"""The first call of every notebook; it works in JupyterLab and papermill, from any folder of a clone."""
 
 import os
 import warnings
@@ -8,9 +8,10 @@ from ..config import Config, load_config, root
 
 
 def boot(size: str | None = None) -> Config:
-    """The configuration of a size (None: model.size of params.yaml); the working folder is then the repository's.
+    """The configuration of a size (None: model.size of params.yaml); changes the working folder to the repository's.
 
-    ValueError outside a clone, or where f2llm was imported from another copy than the notebook's.
+    Also sets the style of plots. ValueError outside a clone, or if f2llm was imported from another clone than the
+    notebook's.
     """
     folder, imported = root(), Path(__file__).resolve().parents[2]
     if imported != folder:

@@ -1,4 +1,4 @@
-"""The command line: what is not itself a notebook. `python -m f2llm <verb>`, also installed as `f2llm`."""
+"""The command line of f2llm: `python -m f2llm <verb>`, also installed as `f2llm`. Everything that is not a notebook."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ TRAINING_NOTEBOOKS = (
     "04_stage1",
     "05_stage2",
     "07_distill",
-)  # what a machine may be too small for
+)  # these stop if the machine is too small for the size
 
 LEFT_BY_AN_EXPERIMENT = (
     "; params.yaml differs from the last commit, as an experiment leaves it: git checkout params.yaml takes its "
@@ -32,7 +32,7 @@ app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_comple
 
 @contextmanager
 def _params_blamed() -> Iterator[None]:
-    """An error within says how to undo what an experiment has left in params.yaml."""
+    """Adds to errors how to undo the changes that an experiment has left in params.yaml, if there are any."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -54,7 +54,7 @@ def _params_changed() -> bool:
 def sizes(
     csv: Annotated[bool, typer.Option("--csv", help="the published values alone, as CSV")] = False,
 ) -> None:
-    """The sizes that model.size can name, under both recipes: shape, training, and by estimate what they need."""
+    """List the sizes for model.size, under both recipes: shape, training, estimated memory, disk and hours."""
     from . import plan
 
     if csv:
@@ -73,9 +73,9 @@ def config(
     size: Annotated[str | None, typer.Argument(help="a size; without it model.size of params.yaml")] = None,
     out: Annotated[Path | None, typer.Argument(help="a file; without it they are printed")] = None,
 ) -> None:
-    """The values of a size as params.yaml resolves them, checked; with OUT as a file, for a size that fits here.
+    """Print the checked configuration of a size, as params.yaml resolves it; with OUT, write it to a file.
 
-    The stage `config`, the first of a run: what cannot be trained on this machine stops there.
+    With OUT this is the stage `config`, the first of a run: it fails for a size that this machine cannot train.
     """
     from .plan import require_fits
 
@@ -93,7 +93,7 @@ def config(
 def teacher(
     out: Annotated[Path, typer.Argument(help="where the model goes")],
 ) -> None:
-    """Copy the larger model that stage 2 learns from, if the configuration names one (stage `teacher`)."""
+    """Copy the teacher of stage 2, a larger model, if the configuration names one (stage `teacher`)."""
     from .models import copy_teacher
     from .plan import require_fits
 
@@ -116,13 +116,13 @@ def run(
     notebook: Annotated[str, typer.Argument(help="the name of a notebook, such as 05_stage2")],
     reading_copy: Annotated[Path | None, typer.Option(help="also an HTML without code")] = None,
 ) -> None:
-    """Run a notebook by papermill into runs/, with an HTML copy (every other stage)."""
+    """Run a notebook with papermill; the executed copy and its HTML go to runs/ (all other stages)."""
     from ..store.checkpoint import clear_finished
     from .launch import die_with_parent
     from .plan import require_fits
 
     if "DVC_STAGE" in os.environ:
-        die_with_parent()  # a stage does not outlive a DVC that was killed
+        die_with_parent()  # so that the stage ends when DVC is killed
     with _params_blamed():
         config = load_config()
         if notebook in TRAINING_NOTEBOOKS:
@@ -144,9 +144,9 @@ def fetch(
     verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
     adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
 ) -> None:
-    """Download all published data and models that a size needs into its mirror folder; whole files are kept.
+    """Download all published data and models that a size needs into its mirror folder; complete files are kept.
 
-    The models alone: --set data.from=embedded
+    Models only: --set data.from=embedded
     """
     from ..data.fetch import adopt as adopt_folder
     from ..data.fetch import fetch as fetch_files
@@ -186,7 +186,7 @@ def check(
     instruction: Annotated[str | None, typer.Option(help="what is put before its queries")] = None,
     model: Annotated[Path | None, typer.Option(help="whose tokens are counted")] = None,
 ) -> None:
-    """Look at a file of training data as the pipeline will: exit code 0 if it is usable, 1 with all problems listed."""
+    """Check a file of training data: prints a report; exit code 0 if the file is usable, 1 if it has problems."""
     from ..data.inspect import check_file
 
     report = check_file(file, load_config().stage2.max_tokens, task=task, instruction=instruction, model=model)
@@ -199,7 +199,7 @@ def ablate(
     only: Annotated[str, typer.Option(help="a part of the name of an experiment or an arm")] = "",
     collect: Annotated[bool, typer.Option(help="run nothing, only add what this clone has run")] = False,
 ) -> None:
-    """Run the experiments of ablations.yaml that results/ablations.csv lacks; after a kill, the same call again."""
+    """Run the experiments of ablations.yaml that are not in results/ablations.csv; run it again after a kill."""
     import pandas as pd
 
     from . import ablations
@@ -225,7 +225,7 @@ def ablate(
 def summary(
     seconds: Annotated[int, typer.Option(help="how long the run took; 0: not known")] = 0,
 ) -> None:
-    """The table of results, where the report lies, and how long it took."""
+    """Print the table of results, the path of the report and the run time."""
     from ..reporting.readme import summary_lines
 
     print("\n".join(summary_lines(root(), seconds)))
@@ -248,7 +248,7 @@ def readme() -> None:
 
 
 def main() -> None:
-    """Run a verb; a wrong input ends with one line and exit code 1, not with a traceback."""
+    """Run a verb; an invalid input ends with a one-line error and exit code 1, without a traceback."""
     try:
         app()
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Start a training module as a process of its own and stream its log into the cell that called it."""
+"""Starts a training module as a separate process and prints its log in the calling notebook cell."""
 
 import ctypes
 import os
@@ -10,11 +10,11 @@ import torch
 
 
 def launch(module: str, *arguments: str, nproc: int = 1) -> None:
-    """Run `python -m module arguments`; its lines appear as they come, its failure is a RuntimeError.
+    """Run `python -m module arguments` and print its output line by line; RuntimeError if it fails.
 
-    nproc: how many processes do it together (torchrun); 0: one for every GPU. They end with their parent, also when
-    the notebook's kernel is killed (Linux; elsewhere only on an interrupt). A process of its own keeps the parent
-    free of training's memory and of any GPU context.
+    nproc: the number of processes (torchrun); 0: one per GPU. They end with their parent, also when the notebook's
+    kernel is killed (Linux; elsewhere only on an interrupt). In a separate process, training leaves no memory and no
+    GPU context in the parent.
     """
     process = subprocess.Popen(
         [sys.executable, "-u", *_torchrun(nproc), "-m", module, *map(str, arguments)],
@@ -41,18 +41,18 @@ def launch(module: str, *arguments: str, nproc: int = 1) -> None:
 
 
 def _torchrun(nproc: int) -> list[str]:
-    """The words that start several processes; an error in one ends all."""
+    """The arguments that start several processes by torchrun, [] for one; an error in one process ends all."""
     nproc = nproc or max(1, torch.cuda.device_count())
     return [] if nproc == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
 
 
 # glibc returns freed tensors to the system and page-faults them in again; keeping them is 5 to 20 % faster on CPU.
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
-# A thread that waits sleeps instead of spinning: on cores that others use too, spinning takes them from the work.
+# Waiting threads sleep instead of spinning: on shared cores, spinning takes time from threads that compute.
 _SLEEP_WHILE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent is gone; elsewhere nothing."""
+    """Ask Linux to send this process SIGTERM when its parent ends; does nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

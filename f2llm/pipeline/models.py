@@ -1,4 +1,4 @@
-"""Where backbone and teacher come from: the mirror of the hub, another experiment of this repository, or a folder."""
+"""Copies backbone and teacher from the mirror of the hub, another experiment of this repository, or a folder."""
 
 import json
 import os
@@ -18,7 +18,7 @@ OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.js
 
 
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
-    """Copy a checkpoint of the mirror into an existing folder, and make its tokenizer append EOS by itself.
+    """Copy a checkpoint from the mirror into an existing folder, and make its tokenizer append EOS.
 
     A ValueError names the first number of its shape that differs from params.yaml.
     """
@@ -39,7 +39,8 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
 def copy_teacher(config: Config, out: Path) -> None:
     """Copy stage 2's teacher, which `teacher` in params.yaml names, to a folder; teacher.json records its origin.
 
-    none: the folder holds that file alone. hub: from the mirror. experiment: its models/stage2, from DVC's cache.
+    Kinds of teacher: none (writes teacher.json only); hub (from the mirror); experiment (its models/stage2, from DVC's
+    cache); folder.
     """
     kind, _, what = config.teacher.partition(":")
     with whole_folder(out) as folder:
@@ -58,9 +59,9 @@ def copy_teacher(config: Config, out: Path) -> None:
 
 
 def _copy_from_experiment(name: str, folder: Path) -> None:
-    """models/stage2 of a DVC experiment, branch or commit of this repository; also inside a temporary experiment."""
+    """Copy models/stage2 of a DVC experiment, branch or commit of this repository; works in temporary experiments."""
     repository = os.environ.get("DVC_ROOT", ".")
-    got = folder / "got"  # a folder that is there would get a folder stage2 inside
+    got = folder / "got"  # into an existing folder, dvc get would put a folder stage2
     command = ["-m", "dvc", "get", "--rev", name, "--out", str(got), repository, "models/stage2"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode or not (got / "config.json").exists():
@@ -76,9 +77,9 @@ def _copy_from_experiment(name: str, folder: Path) -> None:
 
 
 def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
-    """The files of a model at a commit, into a folder that is there."""
+    """Copy the files of a model at a commit from the mirror into an existing folder."""
     required = Mirror(mirror).require(repo_id, MODEL_FILES, command="f2llm fetch", revision=revision)
     optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
-    paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # a glob also finds what lies deeper
+    paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # globs also match files in subfolders
     for path in [*paths, *(path for path in optional if path.exists())]:
         shutil.copyfile(path, folder / path.name)

@@ -1,4 +1,4 @@
-"""Notebooks as pipeline stages: their code alone, and their execution with an HTML copy."""
+"""Notebooks as pipeline stages: extracts their code, runs them and writes HTML copies."""
 
 import html
 import json
@@ -15,7 +15,7 @@ MODELS = "f2llm.pipeline.models"
 
 
 def code_of(path: Path) -> str:
-    """The code cells of a notebook without comments, each after its tags: what a stage depends on."""
+    """The code cells of a notebook without comments, each headed by its tags: the text that its stage depends on."""
     parts = []
     for number, cell in enumerate(_read(path)["cells"], start=1):
         if cell["cell_type"] == "code":
@@ -28,14 +28,14 @@ def code_of(path: Path) -> str:
 
 
 def stage_notebooks() -> list[Path]:
-    """The notebooks that are stages, in their order."""
+    """The paths of the notebooks that are stages, in their order."""
     return sorted((root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 def write_stage_code(out: Path) -> None:
-    """build/code/<notebook>.py for every stage: a notebook's code, and digests of the modules that it uses.
+    """Write build/code/<notebook>.py for every stage: a notebook's code, and digests of the modules that it uses.
 
-    The stage `teacher` has no notebook: its file names the modules alone.
+    The stage `teacher` has no notebook: its file has one import and the digests.
     """
     out.mkdir(parents=True, exist_ok=True)
     codes = {path.stem: code_of(path) for path in stage_notebooks()}
@@ -57,13 +57,14 @@ def _read(path: Path) -> dict:
 
 
 def execute(path: Path, out: Path, **parameters) -> None:
-    """Run a notebook into `out` by papermill, its output also to the terminal, with an HTML copy beside it.
+    """Run a notebook with papermill; writes the executed copy to `out`, and an HTML copy beside it.
 
-    A failing cell ends as one RuntimeError with the cell's own error; `out` is then kept for reading.
+    The output of cells is also printed. If a cell fails, its error is raised as a RuntimeError, and `out` is kept for
+    reading.
     """
-    # jsonschema compiles this optional grammar for 2 s at import and papermill's notebooks never use it.
+    # jsonschema takes 2 s to compile this optional grammar at import; papermill's notebooks never use it.
     sys.modules.setdefault("rfc3987_syntax", None)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in f2llm/launch.py: no spinning on shared cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in f2llm/pipeline/launch.py: no spinning on shared cores
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -90,7 +91,7 @@ def execute(path: Path, out: Path, **parameters) -> None:
 
 
 def write_html(notebook: Path, out: Path, with_code: bool = True) -> None:
-    """A notebook as one HTML file that needs no network; without code, a page for reading."""
+    """Write a notebook as one HTML file that needs no network; without code, it is a report for readers."""
     import nbformat
     from nbconvert import HTMLExporter
 

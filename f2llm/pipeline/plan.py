@@ -1,6 +1,6 @@
-"""What training a size takes: GPU memory, disk, hours. Estimates; each assumption stands beside its number.
+"""Estimates of the GPU memory, disk and hours that training a size needs; each assumption stands beside its number.
 
-Counted is what `dvc repro` trains: stage 1, stage 2 and the students. Not counted: mining, evaluation, a pretraining.
+Counted: what `dvc repro` trains, stage 1, stage 2 and the students. Not counted: mining, evaluation, pretraining.
 """
 
 import os
@@ -18,7 +18,7 @@ from ..data.registry import Source, choose_sources, load_registry
 
 GIB = 2**30
 TRAINS_ANYWHERE = (
-    50_000_000  # [assumed] parameters outside embeddings that any machine trains in time, without a GPU too
+    50_000_000  # [assumed] up to so many non-embedding parameters, any machine can train a size, even without a GPU
 )
 # [v1] section on data: means of both columns of lengths over its 36 retrieval sets, weighted by their queries.
 # [assumed] for all tasks and for v2, which publishes no lengths; longer texts are cut at max_tokens.
@@ -26,14 +26,14 @@ QUERY_TOKENS, PASSAGE_TOKENS = 81, 173
 DOCUMENTS_PER_ROW = 22_050_569 / 4_918_949  # [v1] passages by queries of retrieval; [assumed] for v2
 ROW_BYTES = 564e9 / 60_147_938  # of the released F2LLM-v2, 24 negatives included; [assumed] for v1 and original sets
 SHARE_OF_CAP = (
-    0.5  # [assumed] of the cap that one of many files reaches: gives the 18 million rows of stage 2 that [v2] has
+    0.5  # [assumed] mean share of cap_per_source that files of a source with many reach; gives [v2]'s 18 million rows
 )
 TRAINING_BYTES_PER_PARAMETER = (
     16 + 2
-)  # bytes a parameter: float32 weight, gradient and Adam's two optimizer_state; a bfloat16 copy for products
+)  # bytes per parameter: float32 weight, gradient and Adam's two states; a bfloat16 copy for matrix products
 CHECKPOINT_BYTES_PER_PARAMETER = (
     12 * 3
-)  # bytes a parameter on disk: weight and optimizer_state of the two newest checkpoints and of one being written
+)  # bytes per parameter on disk: weight and optimizer states of the two newest checkpoints and of one being written
 PEAK_TFLOPS = {
     "H200": 989,
     "H100": 989,
@@ -52,12 +52,12 @@ class Gpu:
     gib: float
 
 
-REFERENCE = Gpu("NVIDIA H100", 80)  # of which hours are told where there is no GPU
+REFERENCE = Gpu("NVIDIA H100", 80)  # hours are estimated for this GPU if the machine has none
 
 
 @dataclass(frozen=True)
 class Here:
-    """A machine: its GPUs, and the disk that is free or holds what a run puts there."""
+    """A machine: its GPUs, and its disk space that is free or holds files of earlier fetches and runs."""
 
     gpus: list[Gpu]
     disk_gib: float
@@ -65,7 +65,7 @@ class Here:
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory of each GPU; disk; hours of one GPU, None where nobody has counted the rows: local files."""
+    """Memory per GPU; disk; hours of one GPU, None for local files, whose number of rows is not known."""
 
     gpu_gib: float
     disk_gib: float
@@ -81,7 +81,7 @@ def num_parameters(
     num_key_value_heads: int,
     head_dim: int,
 ) -> tuple[int, int]:
-    """(all, without the embedding table) of a Qwen3 without language-model head."""
+    """(all parameters, non-embedding parameters) of a Qwen3 model without language-model head."""
     attention = hidden_size * head_dim * (2 * num_attention_heads + 2 * num_key_value_heads) + 2 * head_dim
     layer = attention + 3 * hidden_size * intermediate_size + 2 * hidden_size
     non_embedding = num_hidden_layers * layer + hidden_size
@@ -89,14 +89,14 @@ def num_parameters(
 
 
 def shape_of(config: Config, student: str | None = None) -> dict[str, int]:
-    """What `num_parameters` asks for, of the backbone or of a student, whose attention is the backbone's."""
+    """The arguments of `num_parameters` for the backbone or for a student, whose attention is the backbone's."""
     shape = {name: getattr(config.backbone, name) for name in SHAPE}
     cut = config.prune.students[student] if student else config.backbone
     return shape | {name: getattr(cut, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
 
 
 def needs(config: Config, registry: list[Source], gpus: list[Gpu]) -> Needs:
-    """What training takes on such GPUs: the most memory and the largest checkpoints of all trainings, all hours."""
+    """What training needs on such GPUs: the largest memory and checkpoints of all trainings, the sum of their hours."""
     stage1_rows, stage2_rows, mirror_rows = rows_of(config, registry)
     main, students = shape_of(config), {name: shape_of(config, name) for name in config.prune.students}
     total, _ = num_parameters(**main)
@@ -112,14 +112,14 @@ def needs(config: Config, registry: list[Source], gpus: list[Gpu]) -> Needs:
     made = 8 * (total + sum(num_parameters(**shape)[0] for shape in students.values()))
     brought = 2 * (total + teacher)
     documents = (1 + DOCUMENTS_PER_ROW) * (stage1_rows + stage2_rows)
-    texts = 4 * PASSAGE_TOKENS * documents  # [assumed] four bytes of text a token; its number in scratch/ has four too
+    texts = 4 * PASSAGE_TOKENS * documents  # [assumed] 4 bytes of text per token; its id in scratch/ also has 4
     disk = 2 * (made + brought + texts)  # DVC's cache has a copy of all outputs
     disk += brought + texts + ROW_BYTES * mirror_rows + CHECKPOINT_BYTES_PER_PARAMETER * total
     return Needs(memory / GIB, disk / GIB, hours or None)
 
 
 def rows_of(config: Config, registry: list[Source]) -> tuple[float, float, int]:
-    """Rows of the chosen sources (in stage 1, in stage 2, that the mirror holds); of local files 0."""
+    """(rows in stage 1, rows in stage 2, rows in the mirror) of the chosen sources; local files count as 0."""
     sources, _ = choose_sources(registry, config.data, config.recipe)
     counts = [(source, source.rows or source.published_rows or 0) for source in sources]
     stage1 = sum(count for source, count in counts if source.stage1) if config.stage1.epochs else 0
@@ -131,26 +131,30 @@ def rows_of(config: Config, registry: list[Source]) -> tuple[float, float, int]:
 
 
 def teacher_parameters(teacher: str, own: int) -> int:
-    """What its name tells, as in hub:codefuse-ai/F2LLM-v2-4B; [assumed] else as many as its student has."""
+    """The number in the teacher's name, as in hub:codefuse-ai/F2LLM-v2-4B; [assumed] else `own`, the student's number.
+
+    0 without a teacher.
+    """
     found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?!\w)", teacher)
     named = int(float(found[1]) * {"B": 1e9, "M": 1e6}[found[2]]) if found else own
     return 0 if teacher == "none" else named
 
 
 def gpu_bytes(shape: dict, machine: Machine, teacher: int, num_shards: int) -> float:
-    """What a process holds at most: its shard of the training, the whole teacher in bfloat16, activations."""
-    kept = max(machine.activation_tokens, machine.token_budget)  # one pack always is
+    """Peak GPU memory of a process: its shard of the training state, the whole bfloat16 teacher, activations."""
+    kept = max(machine.activation_tokens, machine.token_budget)  # those of at least one pack
     activations = kept * activation_bytes(shape, machine.recompute)
     return TRAINING_BYTES_PER_PARAMETER * num_parameters(**shape)[0] / num_shards + 2 * teacher + activations
 
 
 def activation_bytes(shape: dict, recompute: str) -> int:
-    """Bytes that one token's activations take until the backward pass: what the operators of Qwen3 save.
+    """Bytes of one token's activations that are kept until the backward pass: what the operators of Qwen3 save.
 
-    The residual stream is float32, matrix products take bfloat16. Of a layer: h 26 (two norms save input and
-    normalised input, 4 + 4; q, k, v, gate and up their cast of it, 2 each), I 8 (silu, product, down_proj), query and
-    key-value width 10 each (a norm 4 + 2, attention 2 each of q, k, v, output). full: every layer's input and one
-    layer whole. selective: also the results of matrix products and attention.
+    The residual stream is float32, matrix products take bfloat16. Bytes per layer and unit of width: hidden 26 (two
+    norms save input and normalised input, 4 + 4 each; q, k, v, gate and up save their bfloat16 input, 2 each), MLP 8
+    (silu, product, down_proj), query and key-value heads 10 (a norm 4 + 2, attention 2 each of q, k, v, output).
+    recompute: full keeps every layer's input, and all activations of one layer; selective also keeps the results of
+    matrix products and attention.
     """
     h, mlp = shape["hidden_size"], shape["intermediate_size"]
     heads = (shape["num_attention_heads"] + shape["num_key_value_heads"]) * shape["head_dim"]
@@ -164,10 +168,12 @@ def activation_bytes(shape: dict, recompute: str) -> int:
 
 
 def flops(shape: dict, training: Training, rows: float, teacher: int, machine: Machine) -> float:
-    """6 per token and parameter outside embeddings, 2 more for each repeated forward pass; 2 per teacher's parameter.
+    """Floating-point operations of a training.
 
-    [assumed] every task draws as many negatives as retrieval; attention over tokens is ignored: a few percent at these
-    lengths. Texts beyond activation_tokens go forward twice (gradient caching), and once more where recompute says so.
+    Per token: 6 for each non-embedding parameter, 2 more for each repeated forward pass, and 2 for each parameter of
+    the teacher. [assumed] every task draws as many negatives as retrieval; attention over tokens is ignored: a few
+    percent at these lengths. Steps of more than activation_tokens run the forward pass twice (gradient caching);
+    recompute runs it once more.
     """
     negatives = training.hard_negatives.retrieval
     query, passage = (min(tokens, training.max_tokens) for tokens in (QUERY_TOKENS, PASSAGE_TOKENS))
@@ -179,7 +185,7 @@ def flops(shape: dict, training: Training, rows: float, teacher: int, machine: M
 
 
 def peak_of(gpu: Gpu) -> int:
-    """Its bfloat16 matrix products, TFLOP/s."""
+    """Peak speed of a GPU's bfloat16 matrix products, TFLOP/s."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu.name)), DEFAULT_TFLOPS)
 
 
@@ -187,14 +193,14 @@ def peak_of(gpu: Gpu) -> int:
 
 
 def machine_here(config: Config) -> Here:
-    """This machine's GPUs, and its disk including what fetching and earlier runs have put there."""
+    """This machine's GPUs, and its disk space, including what earlier fetches and runs have stored there."""
     folders = (config.data.mirror, "data", "models", "scratch", ".dvc/cache")
     held = sum(_bytes_in(root() / folder) for folder in folders)
     return Here(_gpus_here(), (shutil.disk_usage(root()).free + held) / GIB)
 
 
 def _gpus_here() -> list[Gpu]:
-    """The GPUs that torch would use. torch takes seconds to import: it is asked only where a driver is installed."""
+    """The GPUs that torch would use. Importing torch takes seconds, so this is done only if a driver is installed."""
     if not (shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()):
         return []
     code = "import torch\nfor i in range(torch.cuda.device_count()):\n p = torch.cuda.get_device_properties(i)\n"
@@ -223,12 +229,12 @@ def shown(here: Here) -> str:
 
 
 def gpus_or_reference(here: Here, config: Config) -> list[Gpu]:
-    """The GPUs of a machine, or as many of the kind whose hours are told where there is none."""
+    """The GPUs of a machine; if it has none, machine.processes (at least one) of REFERENCE."""
     return here.gpus or [REFERENCE] * max(1, config.machine.processes)
 
 
 def is_small(config: Config) -> bool:
-    """Whether any machine trains it."""
+    """Whether a size is so small that any machine can train it."""
     return num_parameters(**shape_of(config))[1] <= TRAINS_ANYWHERE
 
 
@@ -241,7 +247,7 @@ def fits(config: Config, registry: list[Source], here: Here) -> bool:
 
 
 def frugal(config: Config) -> Config:
-    """The same with the least memory that settings of `machine` give on as many GPUs: slower, not another method."""
+    """The configuration with the `machine` settings that need least memory on as many GPUs: slower, same method."""
     least = {"recompute": "full", "activation_tokens": config.machine.token_budget}
     return replace(config, machine=replace(config.machine, **least))
 
@@ -272,23 +278,26 @@ def require_fits(config: Config) -> None:
 
 
 def sizes_of(params: dict, recipe: str) -> list[Config]:
-    """The configurations of all sizes that a recipe knows, as the presets are: without `override`."""
+    """The configurations of all sizes of a recipe, as preset: without `override`."""
     plain = params | {"recipe": recipe, "override": {}}
     return [resolve(plain, name) for name in params["recipes"][recipe].get("sizes", params["sizes"])]
 
 
 def student_of(config: Config) -> str | None:
-    """The student that a pruned size is called after."""
+    """The student that a pruned size is named after; None for other sizes."""
     return config.name if config.name in config.prune.students else None
 
 
 def own_parameters(config: Config) -> tuple[int, int]:
-    """(all, without embeddings) of the model that a size is called after."""
+    """(all, non-embedding) parameters of the model that a size is named after."""
     return num_parameters(**shape_of(config, student_of(config)))
 
 
 def published_row(config: Config, base: str | None) -> dict:
-    """A size as the papers' tables have it; of a pruned one the student, whose teacher is what it is cut from."""
+    """A size as a row of the papers' tables; for a pruned size its student, whose teacher is the model it is cut from.
+
+    base: the size that a pruned size is cut from.
+    """
     student = student_of(config)
     shape, training = shape_of(config, student), config.distill[student] if student else config.stage2
     name = config.teacher.partition("@")[0].rpartition("-")[2]
@@ -316,7 +325,7 @@ def published_rows() -> list[tuple[Config, dict]]:
 
 
 def published_table() -> list[list]:
-    """The published values alone: a heading, and a row per size and recipe."""
+    """Only the published values: a heading, and a row per size and recipe."""
     rows = [row for _, row in published_rows()]
     return [list(rows[0]), *(list(row.values()) for row in rows)]
 

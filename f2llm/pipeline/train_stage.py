@@ -1,7 +1,8 @@
-"""A training stage of the pipeline: its inputs, its models, and where they go.
+"""Runs a training stage of the pipeline: loads its inputs, trains its models, writes them to models/.
 
-Run as its own process, by `f2llm.pipeline.launch` or by hand: python -m f2llm.pipeline.train_stage stage1 | stage2 |
-distill. In several: torchrun or accelerate launch, with the same words after -m; see configs/slurm.sbatch.
+Runs as a separate process, started by `f2llm.pipeline.launch` or by hand: python -m f2llm.pipeline.train_stage stage1 |
+stage2 | distill. With several processes: torchrun or accelerate launch, with the same arguments after -m; see
+configs/slurm.sbatch.
 """
 
 import argparse
@@ -34,7 +35,7 @@ DISTILLED = Path("models/distilled")
 
 @dataclass(frozen=True)
 class ModelToTrain:
-    """One training of a stage: its name in the log, what it starts from and learns from, and where its model goes."""
+    """One training of a stage: its name in the log, its initial model, its teacher, and the folder of its result."""
 
     name: str
     training: Training
@@ -50,7 +51,7 @@ class ModelToTrain:
 def models_to_train(stage: str, config: Config) -> list[ModelToTrain]:
     """The one model of stage 1 or 2, or every student of `distill`.
 
-    Students learn from the stage-2 model, stage 2 from what `teacher` names, if anything.
+    Students learn from the stage-2 model; stage 2 learns from the model that `teacher` names, if any.
     """
     models = Path("models")
     if stage == "distill":
@@ -65,7 +66,7 @@ def models_to_train(stage: str, config: Config) -> list[ModelToTrain]:
 
 
 def run_stage(stage: str, config: Config) -> None:
-    """Train every model of a stage and put it in its place."""
+    """Train every model of a stage and write it to its folder."""
     distributed.start()
     torch.manual_seed(config.seed)
     threads = config.machine.threads or torch.get_num_threads()
@@ -98,7 +99,10 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
 
 
 def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
-    """The teacher that fits the student, with its embeddings made once where they fit."""
+    """Teacher embeddings as a function of a batch, computed once if they fit into machine.teacher_cache_gib.
+
+    ValueError if the teacher is narrower than the student or has another tokenizer.
+    """
     teacher = Embedder.load(path, machine.token_budget)
     teacher.max_tokens = model.max_tokens
     check_teacher(model, teacher)
@@ -106,7 +110,7 @@ def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machi
 
 
 def load_for_training(start: Path, training: Training, machine: Machine) -> Embedder:
-    """The model with the machine's settings for speed and memory."""
+    """The model to train, with the machine's settings for speed and memory."""
     model = Embedder.load(start, machine.token_budget, training=True)
     model.max_tokens = training.max_tokens
     if machine.recompute != "none":
@@ -119,7 +123,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
 
 
 def stored_tokens(batches: HomogeneousBatches, model: Embedder) -> dict[str, Tokens]:
-    """Tokens of all documents of a stage, made by the first process where they are not there yet."""
+    """Tokens of all documents of a stage; the first process makes them if they are not stored yet."""
     make = partial(tokenise, batches.store, list(batches.rows), model, Path("scratch/tokens"))
     if distributed.rank() == 0:
         make()
@@ -128,7 +132,7 @@ def stored_tokens(batches: HomogeneousBatches, model: Embedder) -> dict[str, Tok
 
 
 def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: list[str]) -> None:
-    """The trained model, its logs and its provenance, whole; the scratch folder is marked as finished."""
+    """Write the trained model, its logs and its provenance atomically; mark the scratch folder as finished."""
     weights, _ = distributed.full_state_dict(model.model, None)
     if distributed.rank() == 0:
         with whole_folder(out) as folder:
@@ -141,9 +145,9 @@ def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: li
 
 
 def scratch_folder(name: str, training: Training, config: Config, inputs: list[Path]) -> Path:
-    """Where a training keeps its checkpoints: one folder for one set of parameters, inputs and code.
+    """The folder of a training's checkpoints: one for each set of parameters, inputs and code.
 
-    The machine's settings are not part of it: a training may resume with another token budget or on more processes.
+    It does not depend on the machine's settings: a training may resume with another token budget or more processes.
     """
     data = [Path("data/assembled/manifest.json"), *sorted(Path("data/mined").glob("*.arrow"))]
     files = data + [

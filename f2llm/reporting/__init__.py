@@ -1,1 +1,1 @@
-"""Tables and figures of the results, and what the README shows of them."""
+"""Tables and figures of the results, for the report, README.md and docs/."""

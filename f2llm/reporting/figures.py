@@ -1,4 +1,4 @@
-"""Figures of the report: each draws on axes that it is handed."""
+"""Figures of the report: each function draws on the axes passed to it."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ from .tables import TYPES, label, language_name
 
 
 def smoothed(log: pd.DataFrame, column: str = "loss", window: int = 20) -> pd.Series:
-    """Mean over the last `window` steps: a homogeneous batch's loss depends on its source more than on the step."""
+    """Mean over the last `window` steps, since the loss of a homogeneous batch depends mostly on its source."""
     return log[column].rolling(window, min_periods=1).mean()
 
 
@@ -30,9 +30,9 @@ def plot_dims(axes, dims: pd.DataFrame) -> None:
 
 
 def plot_sizes(axes, points: pd.DataFrame) -> None:
-    """Quality over parameters and over dimensions, on two axes: model, without_embeddings, dim, score.
+    """Mean score against non-embedding parameters (left axes) and against matryoshka dims (right axes).
 
-    Left: one line per number of dimensions kept, over models; right: one line per model, over dimensions.
+    Left: one line per dim; right: one line per model. points: model, without_embeddings, dim, score.
     """
     left, right = axes
     full = points.loc[points.groupby("model")["dim"].idxmax()].sort_values("without_embeddings")
@@ -56,9 +56,9 @@ def plot_sizes(axes, points: pd.DataFrame) -> None:
 
 
 def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
-    """One panel per model, one line per arm: the difference and its interval, grey where that holds 0.
+    """One panel per model, one line per arm: the difference and its interval, grey if the interval contains 0.
 
-    What an arm is compared with stands beside it where it is not the first group's first arm.
+    An arm's label names the arm that it is compared with, unless that is the first group's first arm.
 
     axes: as many as models, with one y axis in common; rows as `by_models` gives them.
     """
@@ -72,15 +72,15 @@ def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_title(label(model).removesuffix(", distilled"))
     against = dict(zip(rows["group"], rows["against"]))
-    common = against[arms[-1][0]]  # of the first group: said once, by whoever draws
+    common = against[arms[-1][0]]  # of the first group: the notebook states it once
     names = [arm if against[group] == common else f"{arm} (against {against[group]})" for group, arm in arms]
     axes[0].set_yticks(range(len(arms)), names, fontsize=8)
 
 
 def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> None:
-    """One line per language with a marker per model, by the lead of the last of `models` over the one before it.
+    """One line per language, one marker per model; sorted by the last model's lead over the model before it.
 
-    languages: model, language, score. models: the marker of each.
+    languages: model, language, score. models: {model: its marker}.
     """
     table = 100 * languages.pivot_table(index="language", columns="model", values="score")
     *_, other, shown = models

@@ -1,7 +1,7 @@
 """Tables in Markdown that `f2llm readme` writes into README.md, docs/ablations.md and data/README.md.
 
-Each stands between two marks, so that a text and a table that a program writes can share a file. Here too: the summary
-that `make repro` ends with.
+Each table is written between two marks; the rest of the file is written by hand. This module also makes the summary
+that `make repro` prints at its end.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def summary_lines(folder: Path, seconds: int) -> list[str]:
-    """The first columns of the results, where the report lies and, unless `seconds` is 0, how long the run took."""
+    """The first columns of the results, the path of the report and, unless `seconds` is 0, the run time."""
     table = table_by_type(read_scores(folder)).iloc[:, :4]
     lines = ["", "Scores, times 100 (held-out tasks of the embedded corpus):", table.to_string(), ""]
     lines.append(f"Report: {Path(folder) / 'results' / 'report.html'}")
@@ -45,7 +45,7 @@ def results_markdown(folder: Path) -> str:
 def ablations_markdown(compared: pd.DataFrame) -> str:
     """The table that `ablations.compare` returns, as one Markdown table for each set of models.
 
-    A row per arm; a cell is a difference of mean scores times 100 (its interval), in bold if that leaves out 0.
+    A row per arm; a cell is a difference of mean scores times 100 (its interval), in bold if the interval excludes 0.
     """
     tables = []
     for models, rows in by_models(compared):
@@ -63,7 +63,7 @@ def ablations_markdown(compared: pd.DataFrame) -> str:
 
 
 def write_between(path: Path, marks: tuple[str, str], content: str) -> None:
-    """Replace what a text file has between two marks."""
+    """Replace the text between two marks in a file."""
     text, (start, end) = path.read_text(encoding="utf-8"), marks
     before, _, rest = text.partition(start)
     _, end_found, after = rest.partition(end)

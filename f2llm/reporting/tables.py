@@ -14,7 +14,7 @@ LABELS = {
     "stage1": "stage 1",
     "stage2": "stage 2",
 }
-TYPES = {"BitextMining": "Bitext", "PairClassification": "Pair classification"}  # MTEB's others are words already
+TYPES = {"BitextMining": "Bitext", "PairClassification": "Pair classification"}  # MTEB's other names stay as is
 TASKS = {
     "CldrNamesBitext": "CLDR's names, Latin script",
     "CldrNamesCrossScriptBitext": "CLDR's names, other scripts",
@@ -72,7 +72,7 @@ def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_by_task(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per model: the mean, and each task in words, those of a type together; times 100."""
+    """One row per model: the mean, and the score of each task, tasks of one type together; times 100."""
     order = list(dict.fromkeys(scores["model"]))
     tasks = scores.drop_duplicates("task").set_index("task")["type"]
     types = list(dict.fromkeys(tasks))
@@ -91,7 +91,7 @@ def by_models(compared: pd.DataFrame) -> list[tuple[tuple[str, ...], pd.DataFram
 
 
 def table_of_students(scores: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
-    """What each student keeps: mean scores times 100 of pruned, distilled, teacher, and shares of the teacher's.
+    """One row per student: mean scores times 100 when pruned, when distilled, of its teacher; shares of the teacher's.
 
     parameters: model, without_embeddings. share of gain: (student - untrained) / (teacher - untrained).
     """
@@ -182,9 +182,9 @@ def table_of_trainings(facts: dict[str, dict], parameters: pd.DataFrame) -> pd.D
 
 
 def run_summary(facts: dict[str, dict], manifest: dict, scores: pd.DataFrame, commit: str) -> dict[str, str]:
-    """What was run, on what, and for how long. facts: each model's train.json, by its name."""
+    """A summary of the run: data, evaluation, machine, times, versions. facts: each model's train.json, by its name."""
     sources, last = manifest["sources"].values(), facts["stage2"]
-    languages = {code for source in sources for code in source["languages"] if len(code) <= 3}  # "python" is none
+    languages = {code for source in sources for code in source["languages"] if len(code) <= 3}  # not "python"
     tuples = f"{sum(source['kept'] for source in sources):,} tuples of {len(sources)} sources"
     tasks = f"{scores['task'].nunique()} held-out tasks of {scores['type'].nunique()} types"
     machines = {
@@ -214,7 +214,7 @@ def _clock(seconds: float) -> str:
 
 
 def language_name(code: str) -> str:
-    """The English name that CLDR has for an ISO 639 code: 'deu' -> 'German'. A code that it lacks stays as it is."""
+    """The English name of an ISO 639 code, from CLDR: 'deu' -> 'German'. A code that it lacks stays unchanged."""
     from babel import Locale
     from babel.core import get_global
 
@@ -222,7 +222,10 @@ def language_name(code: str) -> str:
 
 
 def styled(table: pd.DataFrame, digits: str = "{:.1f}", best: int | None = None) -> Styler:
-    """A table for the report: numbers with `digits`, text to the left, the best of each column (0) or row (1) bold."""
+    """A table for the report: numbers formatted by `digits`, text aligned left, the best value in bold.
+
+    best: 0 for the best value of each column, 1 of each row, None for no bold.
+    """
     numbers = table.select_dtypes("number").columns
     text = table.columns.difference(numbers)
     style = table.style.format(digits, subset=numbers, na_rep="")
