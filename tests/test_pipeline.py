@@ -20,6 +20,7 @@ STUDENTS = {
     "pico": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1},
     "femto": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
 }
+HIDDEN_SIZES = {"0.1B": 32, "0.2B": 48}
 SMALL = {"base": "nano", "prune": {"students": STUDENTS, "leave_out": ["atto"]}, "evaluate": {"dims": [8]}}
 
 
@@ -43,8 +44,11 @@ def copy(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["sizes"]["0.1B"] = SMALL | {"backbone": TINY}
-    params["sizes"]["0.2B"] = SMALL | {"backbone": TINY | {"hidden_size": 48}}
+    for size, hidden_size in HIDDEN_SIZES.items():  # each with a teacher of its own, whose stage takes a second
+        (folder / "teachers" / size).mkdir(parents=True)
+        (folder / "teachers" / size / "config.json").write_text(json.dumps({"hidden_size": hidden_size}))
+        taught = {"teacher": f"folder:teachers/{size}", "stage2": {"distillation_weight": 1.0}}
+        params["sizes"][size] = SMALL | taught | {"backbone": TINY | {"hidden_size": hidden_size}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
@@ -56,22 +60,25 @@ def resolved(folder: Path) -> dict:
     return yaml.safe_load((folder / "build" / "config.yaml").read_text())
 
 
+def hidden_size_of_teacher(folder: Path) -> int:
+    return json.loads((folder / "models" / "teacher" / "config.json").read_text())["hidden_size"]
+
+
 def test_changing_the_size_never_restores_another_sizes_output(copy):
     hidden = []
     for size in ("0.1B", "0.2B", "0.1B"):
-        run(copy, "dvc", "exp", "run", "-S", f"model.size={size}", "backbone")
+        run(copy, "dvc", "exp", "run", "-S", f"model.size={size}", "teacher")
         assert resolved(copy)["name"] == size
-        hidden.append(json.loads((copy / "models" / "backbone" / "config.json").read_text())["hidden_size"])
+        hidden.append(hidden_size_of_teacher(copy))
     assert hidden == [32, 48, 32]
 
 
 def test_returning_to_a_size_takes_its_output_from_the_cache(copy):
-    before = (copy / "runs" / "01_backbone.ipynb").read_bytes()
-    run(copy, "dvc", "exp", "run", "-S", "model.size=0.2B", "backbone")
-    assert (copy / "runs" / "01_backbone.ipynb").read_bytes() != before
-    output = run(copy, "dvc", "exp", "run", "-S", "model.size=0.1B", "backbone")
-    assert "Stage 'backbone' is cached - skipping run" in output
-    assert (copy / "runs" / "01_backbone.ipynb").read_bytes() == before
+    run(copy, "dvc", "exp", "run", "-S", "model.size=0.2B", "teacher")
+    assert hidden_size_of_teacher(copy) == 48
+    output = run(copy, "dvc", "exp", "run", "-S", "model.size=0.1B", "teacher")
+    assert "Stage 'teacher' is cached - skipping run" in output
+    assert hidden_size_of_teacher(copy) == 32
 
 
 @pytest.mark.parametrize("where", [["--temp"], ["--queue"]], ids=["temp", "queue"])
@@ -116,8 +123,8 @@ def test_running_or_rewording_a_notebook_or_a_docstring_reruns_the_code_stage_al
     assert len(before) == 11
     reword(copy)
     assert "code" in stale(copy)
-    output = run(copy, "dvc", "repro", "backbone")
-    assert "Running stage 'code'" in output and "Stage 'backbone' didn't change, skipping" in output
+    output = run(copy, "dvc", "repro", "teacher")
+    assert "Running stage 'code'" in output and "Stage 'teacher' didn't change, skipping" in output
     assert {path.name: path.read_bytes() for path in (copy / "build" / "code").glob("*.py")} == before
     run(copy, "git", "checkout", "--", "notebooks", "f2llm")
 

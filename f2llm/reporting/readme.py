@@ -30,7 +30,12 @@ def markdown(table: pd.DataFrame) -> str:
 def summary_lines(folder: Path, seconds: int) -> list[str]:
     """The first columns of the results, the path of the report and, unless `seconds` is 0, the run time."""
     table = table_by_type(read_scores(folder)).iloc[:, :4]
-    lines = ["", "Scores, times 100 (held-out tasks of the embedded corpus):", table.rename_axis(index=None, columns=None).to_string(), ""]
+    lines = [
+        "",
+        "Scores, times 100 (held-out tasks of the embedded corpus):",
+        table.rename_axis(index=None, columns=None).to_string(),
+        "",
+    ]
     lines.append(f"Report: {Path(folder) / 'results' / 'report.html'}")
     if seconds:
         lines.append(f"Time:   {seconds // 60} min {seconds % 60} s, installation not counted")
