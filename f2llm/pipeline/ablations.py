@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -216,7 +217,7 @@ def run_experiment(name: str, one: Experiment) -> None:
         errors="replace",
         env={**os.environ, **own},
         start_new_session=True,  # so that DVC and the stage get an interrupt once, from here
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, signal.SIGKILL),  # DVC cleans up after neither signal
     )
     with (LOGS / f"{name}.log").open("w", buffering=1, encoding="utf-8") as log:
         try:

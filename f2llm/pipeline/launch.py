@@ -52,7 +52,7 @@ _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**
 _SLEEP_WHILE_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def die_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends; does nothing on other systems."""
+def die_with_parent(by: int = signal.SIGTERM) -> None:
+    """Ask Linux to send this process a signal when its parent ends; does nothing on other systems."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # 1: PR_SET_PDEATHSIG

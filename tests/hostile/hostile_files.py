@@ -1,0 +1,3 @@
+"""Hostile files."""
+
+from registry import reads, refused  # noqa: F401

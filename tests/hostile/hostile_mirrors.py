@@ -1,0 +1,3 @@
+"""Hostile mirrors."""
+
+from registry import reads, refused  # noqa: F401

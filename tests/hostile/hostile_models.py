@@ -1,0 +1,3 @@
+"""Hostile models."""
+
+from registry import reads, refused  # noqa: F401

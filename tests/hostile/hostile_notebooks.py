@@ -1,0 +1,3 @@
+"""Hostile notebooks."""
+
+from registry import reads, refused  # noqa: F401

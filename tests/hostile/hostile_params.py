@@ -1,0 +1,3 @@
+"""Hostile params."""
+
+from registry import reads, refused  # noqa: F401
