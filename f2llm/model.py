@@ -4,6 +4,7 @@ N texts, T tokens of all of them, D dimensions. Texts are packed: no padding is 
 """
 
 import json
+import math
 import threading
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import processors
 from torch import Tensor
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -21,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from . import attention
 from .packing import Pack, pack
 from .store.files import whole_folder
+from .store.model_folder import check_model_folder, check_weights, longest_text
 from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
@@ -58,22 +61,18 @@ class Embedder:
         `autocast_dtype` then makes the matrix products bfloat16 and keeps weights and gradients exact.
         """
         path = Path(path)
-        for names in (["config.json"], ["model.safetensors", "model.safetensors.index.json"], ["tokenizer.json"]):
-            if not any((path / name).exists() for name in names):
-                raise ValueError(
-                    f"{path / names[0]} is missing, so {path} is no model; remedy: dvc repro, or another path"
-                )
+        check_model_folder(path)
         device, dtype = device_and_dtype()
-        model = AutoModel.from_pretrained(path, dtype=torch.float32 if training else dtype).to(device).eval()
-        settings = path / "sentence_bert_config.json"
-        longest = json.loads(settings.read_text())["max_seq_length"] if settings.exists() else None
+        model = load_weights(path, torch.float32 if training else dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
+        check_special_tokens(path, tokenizer)
         if len(tokenizer) > model.config.vocab_size:
             raise ValueError(
                 f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}; "
                 "remedy: the tokenizer that belongs to the model"
             )
-        embedder = cls(model, tokenizer, longest or model.config.max_position_embeddings, token_budget)
+        longest = min(longest_text(path) or math.inf, model.config.max_position_embeddings)
+        embedder = cls(model, tokenizer, longest, token_budget)
         embedder.autocast_dtype = dtype if training and dtype != torch.float32 else None
         return embedder
 
@@ -205,6 +204,36 @@ class Embedder:
         self.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
         self.tokenizer.save_pretrained(folder)
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
+
+
+def load_weights(path: Path, dtype: torch.dtype) -> Qwen3Model:
+    """The model of a folder; ValueError if weights are damaged, of another shape, missing, or left over."""
+    try:
+        model, report = AutoModel.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: its weights cannot be loaded ({reason}); remedy: copy or fetch it again") from None
+    check_weights(path, report)
+    return model
+
+
+def check_special_tokens(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError if the tokenizer puts other tokens around a text than the kit does: nothing before, EOS after.
+
+    A bare backbone may add nothing: the kit then appends EOS. A folder that declares its pooling is what its own
+    tokenizer makes of a text, so there EOS must come from the tokenizer.
+    """
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a")["input_ids"]
+    allowed = [[*plain, tokenizer.eos_token_id]] + ([] if (path / "modules.json").exists() else [plain])
+    if ids not in allowed and tokenizer.eos_token_id is not None:
+        raise ValueError(
+            f"{path}: the tokenizer makes {tokenizer.convert_ids_to_tokens(ids)} of 'a', but the kit's forward pass "
+            f"reads the text and one {tokenizer.eos_token} after it; remedy: a tokenizer.json whose post-processor "
+            "appends EOS and nothing else"
+        )
 
 
 def append_eos(eos: str, number: int) -> processors.PostProcessor:

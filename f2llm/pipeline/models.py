@@ -13,8 +13,10 @@ from ..config import SHAPE, Backbone, Config
 from ..data.mirror import Mirror
 from ..model import MODEL_FILES, append_eos
 from ..store.files import whole_folder
+from ..store.model_folder import check_model_folder
 
-OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json"]
+OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json", "modules.json"]
+OPTIONAL_MODEL_FILES += ["config_sentence_transformers.json", "1_Pooling/config.json"]  # what a model declares
 
 
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
@@ -23,6 +25,7 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
     A ValueError names the first number of its shape that differs from params.yaml.
     """
     copy_model(mirror, backbone.name, backbone.revision, folder)
+    check_model_folder(folder)
     found = json.loads((folder / "config.json").read_text())
     for name in SHAPE:
         if found.get(name) != getattr(backbone, name):
@@ -82,4 +85,6 @@ def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
     optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
     paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # globs also match files in subfolders
     for path in [*paths, *(path for path in optional if path.exists())]:
-        shutil.copyfile(path, folder / path.name)
+        target = folder / path.relative_to(Path(mirror) / repo_id)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)

@@ -1,0 +1,119 @@
+"""What a model folder declares of itself, checked against what the kit's forward pass computes.
+
+That pass is Qwen3's with the hidden state of the last token as embedding. A folder that declares something else would
+give other embeddings than the model's own, so it is refused by name.
+"""
+
+import json
+from pathlib import Path
+
+ARCHITECTURES = ("qwen3",)  # model_type of config.json
+WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
+REMEDY = (
+    "remedy: as a miner, sentence-transformers:<folder> runs it as it is; elsewhere, a Qwen3 with last-token pooling"
+)
+
+
+def read_json(path: Path) -> dict | list:
+    """The content of a JSON file; ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: no JSON ({error}); remedy: copy or fetch it again") from None
+
+
+def check_model_folder(folder: Path) -> None:
+    """ValueError unless the folder is a whole model whose embeddings the kit's forward pass computes."""
+    for names in (["config.json"], WEIGHTS, ["tokenizer.json"]):
+        if not any((folder / name).exists() for name in names):
+            raise ValueError(
+                f"{folder / names[0]} is missing, so {folder} is no model; remedy: dvc repro, or another path"
+            )
+    _check_config(folder, read_json(folder / "config.json"))
+    _check_shards(folder)
+    if (folder / "modules.json").exists():
+        _check_modules(folder, read_json(folder / "modules.json"))
+
+
+def longest_text(folder: Path) -> int | None:
+    """The longest text in tokens that a sentence-transformers folder declares; None if it does not.
+
+    Its version 6 keeps it in the tokenizer's model_max_length, where other tools write 1e30 for no limit.
+    """
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (folder / name).exists() and (folder / "modules.json").exists():
+            length = read_json(folder / name).get(key)
+            if isinstance(length, int) and 0 < length < 10**9:
+                return length
+    return None
+
+
+def _check_config(folder: Path, config: dict) -> None:
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{folder} is a {kind!r}, but the kit's forward pass computes qwen3; {REMEDY}")
+    for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
+        if config.get(key):
+            raise ValueError(f"{folder}/config.json declares {what} ({key}), which the kit never runs; {REMEDY}")
+    layers = config.get("layer_types") or []
+    first = config.get("max_window_layers", 0)
+    windowed = bool(config.get("use_sliding_window")) and first < config.get("num_hidden_layers", 0)
+    if config.get("sliding_window") and (windowed or "sliding_attention" in layers):
+        raise ValueError(
+            f"{folder}/config.json declares attention within a sliding window of {config['sliding_window']} tokens, "
+            f"which the kit's forward pass does not compute; {REMEDY}"
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if missing := [name for name in shards if not (folder / name).exists()]:
+        raise ValueError(f"{index} names {missing[0]}, which is missing; remedy: copy or fetch the whole folder")
+
+
+def _check_modules(folder: Path, modules: list) -> None:
+    """What sentence-transformers would compute: Transformer, last-token Pooling, perhaps Normalize, nothing else."""
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise ValueError(f"{folder}/modules.json has a module {kind}, which the kit does not compute; {REMEDY}")
+        if kind == "Pooling":
+            path = folder / module["path"] / "config.json"
+            if not path.exists():
+                raise ValueError(
+                    f"{path} is missing, so the pooling is unknown; remedy: copy or fetch the whole folder"
+                )
+            if (pooling := _pooling(read_json(path))) != ["lasttoken"]:
+                raise ValueError(f"{path} declares {' + '.join(pooling) or 'no'} pooling, not lasttoken; {REMEDY}")
+    if (settings := folder / "sentence_bert_config.json").exists() and read_json(settings).get("do_lower_case"):
+        raise ValueError(f"{settings} declares do_lower_case, which the kit does not compute; {REMEDY}")
+
+
+def _pooling(config: dict) -> list[str]:
+    """The pooling modes of both spellings: booleans up to version 5 of sentence-transformers, then names."""
+    if "pooling_mode" in config:
+        modes = config["pooling_mode"]
+        return [modes] if isinstance(modes, str) else list(modes)
+    short = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+    names = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on]
+    return [short.get(name, name) for name in names]
+
+
+def check_weights(folder: Path, report: dict) -> None:
+    """ValueError if tensors that the model needs are missing or of another shape, or if files hold others.
+
+    report: the loading info of transformers. The head of a language model may be left over.
+    """
+    left_over = {name for name in report["unexpected_keys"] if not name.startswith("lm_head")}
+    shapes = {f"{name} {tuple(saved)}, not {tuple(needed)}" for name, saved, needed in report["mismatched_keys"]}
+    for names, what in (
+        (report["missing_keys"], "lacks the weights"),
+        (left_over, "has left over the weights"),
+        (shapes, "has weights of another shape than its config.json:"),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ValueError(f"{folder} {what} {shown}; remedy: the whole model, saved for its config.json")
