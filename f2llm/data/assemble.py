@@ -18,7 +18,7 @@ from ..config import Data
 from ..store.files import whole_folder
 from ..store.tuples import DOCUMENTS, SCHEMA, ArrowWriter
 from ..text import normalise
-from .clean import Duplicates, EvaluationTexts, digest
+from .clean import Duplicates, EvaluationTexts, Positives, digest
 
 SHOWN = 3  # samples kept in the manifest for each reason to drop a row
 SHOWN_CHARACTERS = 200
@@ -78,7 +78,9 @@ def _assemble_part(part) -> dict:
     """Write the files of one part; returns its entry in the manifest."""
     folder, records_of, evaluation, data, seed = _work
     counts = Counts()
-    kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), counts)
+    given = part.ready_made and data.source != "embedded"  # the embedded sources have no negatives of their own
+    positives = Positives(records_of(part) if given else (), data.deduplicate)
+    kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), positives, counts)
     with _Rows(folder, part.name) as rows:
         if part.ready_made:
             for record in kept:
@@ -135,20 +137,44 @@ class Counts:
 
 
 def _clean(
-    records: Iterable[dict], evaluation: EvaluationTexts, duplicates: Duplicates, counts: Counts
+    records: Iterable[dict],
+    evaluation: EvaluationTexts,
+    duplicates: Duplicates,
+    positives: Positives,
+    counts: Counts,
 ) -> Iterator[dict]:
-    """Yields the records to train on, without invalid negatives; what is dropped is counted in `counts`."""
+    """Yields the records to train on, without invalid negatives; what is dropped is counted in `counts`.
+
+    Negatives are invalid if they are empty, not Unicode, the query, or its passage in any row of the part. A row
+    that is repeated later has the negatives of its repetitions too.
+    """
     for record in records:
         counts.drawn += 1
         if reason := _reason_to_drop(record, evaluation, duplicates):
             counts.drop(reason, record)
             continue
-        if negatives := record.get("negatives"):
-            positive = normalise(record["passage"])
-            right = [text for text in negatives if text and _valid(text) and normalise(text) != positive]
-            counts.negatives_removed += len(negatives) - len(right)
-            record["negatives"] = right
+        if negatives := _given_negatives(record, duplicates, positives):
+            record["negatives"] = [text for text in negatives if _is_negative(text, record, positives)]
+            counts.negatives_removed += len(negatives) - len(record["negatives"])
         yield record
+
+
+def _given_negatives(record: dict, duplicates: Duplicates, positives: Positives) -> list[str]:
+    """The negatives of a record and of the rows that repeat it."""
+    negatives = record.get("negatives") or []
+    if positives.repeated and "passage" in record:
+        pair = (record["query"], record["passage"])
+        repeated = positives.repeated.pop(duplicates.key(pair, (normalise(pair[0]), normalise(pair[1]))), [])
+        negatives = list(dict.fromkeys([*negatives, *repeated])) if repeated else negatives
+    return negatives
+
+
+def _is_negative(text: str, record: dict, positives: Positives) -> bool:
+    """Whether a text may be a negative of a record: a text, not the query itself, and no known answer to it."""
+    if not text or not _valid(text):
+        return False
+    folded, query = normalise(text), normalise(record["query"])
+    return folded not in (query, normalise(record["passage"])) and not positives.has(query, folded)
 
 
 def _reason_to_drop(record: dict, evaluation: EvaluationTexts, duplicates: Duplicates) -> str | None:

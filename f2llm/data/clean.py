@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 
 from ..text import normalise
@@ -40,6 +41,33 @@ class EvaluationTexts:
         return None
 
 
+class Positives:
+    """The pairs of query and passage in all rows of a part, and the negatives of rows that repeat an earlier pair.
+
+    A passage that answers a query in one row is no negative of that query in another; a repeated row is dropped, but
+    not its negatives. rule: as for `Duplicates`. Deviation: the authors' released negatives are used without this.
+    """
+
+    def __init__(self, records: Iterable[dict], rule: str):
+        self.pairs, self.repeated = set(), defaultdict(list)
+        first = Duplicates(rule)
+        for record in records:
+            if "passage" in record:
+                pair = (record["query"], record["passage"])
+                folded = (normalise(pair[0]), normalise(pair[1]))
+                self.pairs.add(_key(folded))
+                if first.repeated(pair, folded) and record.get("negatives"):
+                    self.repeated[first.key(pair, folded)] += record["negatives"]
+
+    def has(self, query: str, passage: str) -> bool:
+        """Whether the normalised passage answers the normalised query."""
+        return _key((query, passage)) in self.pairs
+
+
+def _key(pair: tuple[str, str]) -> bytes:
+    return digest("\0".join(pair))
+
+
 class Duplicates:
     """Finds pairs that occurred before. rule: none, exact, or normalised (case, punctuation and width ignored)."""
 
@@ -50,7 +78,11 @@ class Duplicates:
         """Whether the pair, or its normalised form `folded`, occurred before; remembers it for later calls."""
         if self.rule == "none":
             return False
-        key = digest("\0".join(pair if self.rule == "exact" else folded))
+        key = self.key(pair, folded)
         known = key in self.seen
         self.seen.add(key)
         return known
+
+    def key(self, pair: tuple[str, str], folded: tuple[str, str]) -> bytes:
+        """The digest by which pairs are compared."""
+        return _key(pair if self.rule == "exact" else folded)

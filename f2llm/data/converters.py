@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from .readers import Table, excerpt, require_columns
+from .readers import Table, excerpt, require_columns, spelled
 
 Paths = str | list[str]  # a field path, or several whose texts are joined
 COMMON = ("where", "language", "to", "per")  # fields that every converter takes, see `convert`
@@ -97,14 +97,14 @@ class Rows:
 
     def __call__(self, *paths: Paths | None) -> Iterator["Row"]:
         """Yields the selected rows, with the columns of `paths`; every file must have these columns."""
-        chosen = {path: {_spelled(value) for value in _listed(known)} for path, known in self.chosen.items()}
+        chosen = {path: {spelled(value) for value in _listed(known)} for path, known in self.chosen.items()}
         wanted = [path for one in (*paths, self.language, self.to, list(chosen)) if one for path in _listed(one)]
         for table in self.tables:
             columns = [path if path in table.columns else path.split(".")[0] for path in wanted]
             require_columns(table, columns)
             for number, values in table.rows(columns=list(dict.fromkeys(columns))):
                 row = Row(self, table, number, values)
-                if all(_spelled(row.value(path)) in known for path, known in chosen.items()):
+                if all(spelled(row.value(path)) in known for path, known in chosen.items()):
                     yield row
 
     def of(self, glob: str) -> "Rows":
@@ -147,7 +147,7 @@ class Row:
     def label(self, path: str) -> str:
         """A text, or a number as text (whole numbers without a decimal point); null is the empty text."""
         value = self.value(path)
-        return _spelled(value) if isinstance(value, (int, float)) else self._as_text(value, path)
+        return spelled(value) if isinstance(value, (int, float)) else self._as_text(value, path)
 
     def number_at(self, path: str) -> float:
         """The number at a path; a number that is stored as text, as in CSV files, is parsed."""
@@ -194,11 +194,6 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _spelled(value: Any) -> str:
-    """A value as text, to compare values of YAML, JSON and CSV: 1, 1.0 and '1' are equal."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 # Converters -------------------------------------------------------------------------------------
 
 
@@ -240,7 +235,7 @@ def nli(
     Source: arXiv 2510.02294, construction of the NLI tuples.
     """
     entailed, others, records = {}, {}, {}
-    entailing = {_spelled(value) for value in _listed(entailment)}
+    entailing = {spelled(value) for value in _listed(entailment)}
     for row in rows(premise, hypothesis, label, group_by):
         found = row.label(label)
         if found not in UNLABELLED:
@@ -265,7 +260,7 @@ def sts(rows: Rows, first: Paths, second: Paths, score: str, minimum: float) -> 
 
 def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: Any) -> Iterator[dict]:
     """Pairs that are labelled as duplicates (same meaning), in one direction."""
-    same = {_spelled(value) for value in _listed(duplicate)}
+    same = {spelled(value) for value in _listed(duplicate)}
     for row in rows(first, second, label):
         if row.label(label) in same:
             yield row.record(query=row.text(first), passage=row.text(second))
@@ -325,12 +320,12 @@ def _texts_by_id(rows: Rows, id: str, paths: Paths, wanted: set[str]) -> dict[st
 
 def labels(rows: Rows, text: Paths, label: str, names: dict | None = None) -> Iterator[dict]:
     """Texts with a label, for clustering and two-way classification. names: {label value: text that replaces it}."""
-    spelled = {_spelled(value): name for value, name in (names or {}).items()}
+    name_of = {spelled(value): name for value, name in (names or {}).items()}
     for row in rows(text, label):
         found = row.label(label)
-        if names and found and not isinstance(spelled.get(found), str):
+        if names and found and not isinstance(name_of.get(found), str):
             row.fail(label, found, f"has no text among the names {names}; remedy: add it, in quotes")
-        yield row.record(query=row.text(text), label=spelled.get(found, found))
+        yield row.record(query=row.text(text), label=name_of.get(found, found))
 
 
 CONVERTERS: dict[str, Callable[..., Iterator[dict]]] = {

@@ -5,11 +5,13 @@ or `query` and `label`; optionally `language` (or `lang`). Other columns are not
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from .readers import Table, excerpt, require_columns
+from .readers import Table, excerpt, require_columns, spelled
 
 Wrong = Callable[[str, object, str], None]  # field, value, rule that it breaks
 
@@ -29,10 +31,16 @@ class Layout:
 
 
 def layout_of(table: Table, task: str | None) -> Layout:
-    """The layout of a local file for a task (None: any task); ValueError if its columns do not fit the task."""
+    """The layout of a local file for a task (None: any task).
+
+    ValueError if its columns do not fit the task, are nearly those that are read, or change what a row means.
+    """
     columns = table.columns
     labelled = task != "retrieval" and "label" in columns and "passage" not in columns
-    require_columns(table, ["query", "label" if labelled else "passage"])
+    required = ["query", "label" if labelled else "passage"]
+    if not set(required) <= set(columns) and (hint := _hint(columns, required)):
+        raise ValueError(f"{table.path} has the columns {', '.join(map(repr, columns))}; remedy: {hint}")
+    require_columns(table, required)
     numbered = [name for name in columns if re.fullmatch(r"negative_\d+", name)]
     numbered.sort(key=lambda name: int(name.rpartition("_")[2]))
     negatives = [] if labelled else [name for name in columns if name == "negatives"] + numbered
@@ -41,7 +49,81 @@ def layout_of(table: Table, task: str | None) -> Layout:
     if task in ("clustering", "classification") and not labelled and not negatives:
         raise ValueError(f"{table.path}: {task} from passages needs negatives; remedy: a column 'negatives' or 'label'")
     language = next((name for name in ("language", "lang") if name in columns), None)
-    return Layout(frozenset(columns), "label" if labelled else "passage", negatives, language)
+    layout = Layout(frozenset(columns), required[1], negatives, language)
+    _check_unused(table, layout)
+    return layout
+
+
+def _check_unused(table: Table, layout: Layout) -> None:
+    """ValueError for an unused column that is nearly one that is read, or that says which pairs are positives."""
+    for name in layout.unused:
+        meaning = MEANINGS.get(name.strip().lower())
+        if layout.other == "passage" and meaning:
+            raise ValueError(
+                f"{table.path} has a column {name!r} beside query and passage, but here every pair is a positive; "
+                f"remedy: {meaning} in the source's entry in data/sources.yaml, or remove the column"
+            )
+        if similar := _similar(name, layout):
+            raise ValueError(
+                f"{table.path} has a column {name!r}, which is not read; did you mean {similar!r}? "
+                "remedy: rename or remove it"
+            )
+
+
+# Columns that say what a pair is worth, and the converter that reads them.
+_DUPLICATES = "converter: duplicates, fields: {{first: query, second: passage, label: {}, duplicate: 1}}"
+_STS = "converter: sts, fields: {{first: query, second: passage, score: {}, minimum: <least score of a positive>}}"
+MEANINGS = {name: _DUPLICATES.format(name) for name in ("label", "labels", "is_duplicate", "target", "gold_label")}
+MEANINGS |= {name: _STS.format(name) for name in ("score", "scores", "similarity", "relevance", "rating")}
+
+# Layouts of other tools: the columns that tell them, and the converter that reads them.
+LAYOUTS = {
+    (
+        "query",
+        "pos",
+        "neg",
+    ): "FlagEmbedding's, converter: pairs, fields: {query: query, passage: pos.*, negatives: neg}",
+    ("query", "positive_passages", "negative_passages"): "Tevatron's, converter: pairs, fields: {query: query, "
+    "passage: positive_passages.*.text, negatives: negative_passages.*.text}",
+    ("anchor", "positive", "negative"): "sentence-transformers' triplets, converter: pairs, fields: {query: anchor, "
+    "passage: positive, negatives: [negative]}",
+    (
+        "anchor",
+        "positive",
+    ): "sentence-transformers' pairs, converter: pairs, fields: {query: anchor, passage: positive}",
+    ("sentence1", "sentence2", "score"): "scored pairs, converter: sts, fields: {first: sentence1, second: sentence2, "
+    "score: score, minimum: <least score of a positive>}",
+    ("sentence1", "sentence2", "label"): "labelled pairs, converter: duplicates, fields: {first: sentence1, second: "
+    "sentence2, label: label, duplicate: 1}",
+    ("text", "label"): "labelled texts, converter: labels, fields: {text: text, label: label}",
+    ("question", "answer"): "questions and answers, converter: pairs, fields: {query: question, passage: answer}",
+}
+
+
+def _hint(columns: list[str], required: list[str]) -> str:
+    """What to do about a file without the required columns: a converter, or names that are nearly right."""
+    for names, entry in LAYOUTS.items():
+        if set(names) <= set(columns):
+            return f"these are {entry} in the source's entry in data/sources.yaml"
+    nearly = {name: column for name in required if name not in columns for column in columns if _alike(name, column)}
+    return " and ".join(f"rename {column!r} to {name!r}" for name, column in nearly.items())
+
+
+def _similar(column: str, layout: Layout) -> str | None:
+    """The name of a column that is read and that this one nearly has."""
+    if layout.other == "passage" and _NEGATIVES.fullmatch(column.strip().lower()):
+        return "negatives" if column.strip().lower().endswith("s") else "negative_1"
+    return next((name for name in ("query", layout.other, "language") if _alike(name, column)), None)
+
+
+_NEGATIVES = re.compile(r"(hard[_ -]?)?neg(ativ|ative)?s?[_ -]?(passage|text|doc|document|sample|one|\d+)?s?")
+
+
+def _alike(name: str, column: str) -> bool:
+    """Whether a column has this name but for case, spaces, a plural or one letter."""
+    folded = column.strip().lower()
+    plurals = {name, f"{name}s", f"{name[:-1]}ies", name.removesuffix("s")}
+    return folded in plurals or bool(get_close_matches(folded, [name], n=1, cutoff=0.8))
 
 
 def local_records(table: Table, task: str | None = None) -> Iterator[dict]:
@@ -71,12 +153,14 @@ def record_of(row: dict, layout: Layout, wrong: Wrong) -> dict:
 
 
 def _text(row: dict, column: str, wrong: Wrong) -> str:
-    """The text in a column, empty for null; a label may be a whole number."""
+    """The text in a column, empty for null and NaN; a label may be a whole number."""
     value = row.get(column)
     if isinstance(value, str):
         return value
-    if column == "label" and isinstance(value, int):
-        return str(value)
+    if isinstance(value, float) and math.isnan(value):
+        value = None  # how pandas writes a missing value
+    if column == "label" and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+        return spelled(value)
     if value is not None:
         wrong(column, value, f"is of type {type(value).__name__}, not text; remedy: text in every row")
     return ""

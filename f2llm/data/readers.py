@@ -22,6 +22,17 @@ BATCH_ROWS = 256
 ROWS_FOR_COLUMNS = 100  # rows read to find the columns of a JSON Lines file, since rows may differ in their keys
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TEXT_SUFFIXES = [".jsonl", ".json", *SEPARATORS]
+SWALLOWED_LINES = {",": 3, "\t": 2}  # lines of one record that all look like records: a quote that was never closed
+NOT_TEXT = {  # first bytes of files that are no UTF-8 text, and what they are
+    b"PAR1": "a Parquet file; remedy: the suffix .parquet",
+    b"\x1f\x8b": "compressed by gzip; remedy: one more suffix, .gz",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; remedy: unpack it, or export CSV from the spreadsheet",
+    b"\xff\xfe": "in UTF-16 or UTF-32; remedy: save it as UTF-8",
+    b"\xfe\xff": "in UTF-16; remedy: save it as UTF-8",
+    b"\x00\x00\xfe\xff": "in UTF-32; remedy: save it as UTF-8",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; remedy: git lfs pull",
+    b"<": "a web page or XML; remedy: download the file itself",
+}
 Bad = Callable[[str], None]  # called with the message of a row that cannot be read; the row is skipped
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters a cell
@@ -129,10 +140,9 @@ def open_table(path: Path) -> Table:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.suffix == ".parquet":
         return _open_parquet(path)
-    if suffix in SEPARATORS:
-        return _open_separated(path, SEPARATORS[suffix])
     if suffix in TEXT_SUFFIXES:
-        return _open_json_lines(path)
+        _check_first_bytes(path)
+        return _open_separated(path, SEPARATORS[suffix]) if suffix in SEPARATORS else _open_json(path)
     known = ", ".join([*TEXT_SUFFIXES, "the same with .gz", ".parquet"])
     raise ValueError(f"{path}: unknown suffix '{path.suffix}'; remedy: a file of one of the kinds {known}")
 
@@ -142,12 +152,61 @@ def require_columns(table: Table, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in table.columns:
             raise ValueError(
-                f"{table.path} has no column '{column}', only: {', '.join(table.columns)}; "
-                "remedy: name the column so (in CSV and TSV, in a header line)"
+                f"{table.path} has no column '{column}', only: {', '.join(table.columns)}; remedy: "
+                + (_separator_hint(table) or "name the column so (in CSV and TSV, in a header line)")
             )
 
 
+def _separator_hint(table: Table) -> str:
+    """What to do if the header line of a CSV or TSV file is split by another separator than the file's suffix says."""
+    header, suffix = table.columns[0], next((name for name in SEPARATORS if name in table.path.suffixes), None)
+    if suffix is None or len(table.columns) > 1:
+        return ""
+    if header.startswith("sep="):
+        return "remove the first line, which is for spreadsheets only, and separate by commas"
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars"), (",", "commas")):
+        if separator in header:
+            return f"its cells are separated by {name}, but {suffix} means {'commas' if suffix == '.csv' else 'tabs'}"
+    return ""
+
+
+def _check_first_bytes(path: Path) -> None:
+    """ValueError if a file begins like one of another kind or encoding, or has only carriage returns as line ends."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(2**16)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged gzip ({error}); remedy: fetch it again") from None
+    for signature, what in NOT_TEXT.items():
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(signature):
+            raise ValueError(f"{path} is {what}")
+    if start[:2].count(0) == 1:
+        raise ValueError(f"{path} is in UTF-16; remedy: save it as UTF-8")
+    if b"\r" in start and b"\n" not in start:
+        raise ValueError(f"{path} ends its lines with carriage returns alone; remedy: save it with line feeds")
+
+
 # JSON Lines -------------------------------------------------------------------------------------
+
+
+def _open_json(path: Path) -> TextTable:
+    """A file with one object per line, or with one array of objects, which is read as a whole."""
+    first = next((text.lstrip()[:1] for _, text in _lines(path, _ignore) if text.strip()), "")
+    return _open_array(path) if first == "[" else _open_json_lines(path)
+
+
+def _open_array(path: Path) -> TextTable:
+    try:
+        rows = _parse("".join(text for _, text in _lines(path, _raise)), "one array of objects, or one object per line")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: not an object but {excerpt(row)}; remedy: an array of objects")
+    columns = list(dict.fromkeys(column for row in rows[:ROWS_FOR_COLUMNS] for column in row))
+    if not columns:
+        raise ValueError(f"{path} holds no rows with columns; remedy: a file with rows")
+    return TextTable(path, columns, lambda bad: enumerate(rows, start=1), dict)
 
 
 def _open_json_lines(path: Path) -> TextTable:
@@ -169,18 +228,35 @@ def _json_records(path: Path, bad: Bad) -> Iterator[tuple[int, str]]:
 
 
 def _parse_object(text: str) -> dict:
-    text = text.strip()
+    row = _parse(text.strip(), "one JSON object per line")
+    if not isinstance(row, dict):
+        raise ValueError(f"not an object but {excerpt(text.strip())}; remedy: one JSON object per line")
+    if row and all(isinstance(value, dict) for value in row.values()):
+        raise ValueError(
+            f"an object of columns, as pandas' to_json writes by default: {excerpt(text.strip())}; "
+            'remedy: to_json(path, orient="records", lines=True)'
+        )
+    return row
+
+
+def _parse(text: str, remedy: str) -> object:
     try:
-        row = json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_doubled_keys)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"invalid JSON ({error.msg}, character {error.pos + 1}): {excerpt(text)}; remedy: one JSON object per line"
+            f"invalid JSON ({error.msg}, character {error.pos + 1}): {excerpt(text)}; remedy: {remedy}"
         ) from None
     except RecursionError:
         raise ValueError(f"nested too deeply: {excerpt(text)}; remedy: one flat JSON object per line") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"not an object but {excerpt(text)}; remedy: one JSON object per line")
-    return row
+
+
+def _without_doubled_keys(pairs: list[tuple[str, object]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {doubled!r} occurs twice in one object; remedy: each key once")
+    return values
 
 
 # CSV and TSV ------------------------------------------------------------------------------------
@@ -211,8 +287,14 @@ def _open_separated(path: Path, separator: str) -> TextTable:
 
 
 def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """(number of its first line, cells) of every record, the header first; an error in place of unreadable cells."""
-    reader = csv.reader((text for _, text in _lines(path, bad)), delimiter=separator, strict=True)
+    """(number of its first line, cells) of every record, the header first; an error in place of unreadable cells.
+
+    A quote that opens a cell and is not closed joins the following lines to one cell, and their rows would be lost. So
+    a record of several lines is an error if each of its lines would be a whole record without quotes.
+    """
+    read: list[str] = []  # the lines of one record
+    lines = (read.append(text) or text for _, text in _lines(path, bad))
+    reader, width = csv.reader(lines, delimiter=separator, strict=True), 0
     while True:
         line = reader.line_num + 1
         try:
@@ -221,7 +303,12 @@ def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str
             cells = error
         if cells is None:
             return
+        several = len(read) >= SWALLOWED_LINES[separator] and width > 1
+        if several and all(text.count(separator) == width - 1 for text in read):
+            cells = csv.Error(f"a quote opened in line {line} joins {len(read)} lines, each like a row, to one")
+        read.clear()
         if cells:
+            width = width or (1 if isinstance(cells, csv.Error) else len(cells))
             yield line, cells
 
 
@@ -297,3 +384,8 @@ def excerpt(value: object, length: int = 60) -> str:
         return repr(value if len(value) <= length else value[: length - 3] + "...")
     shown = repr(value)
     return shown if len(shown) <= length else shown[: length - 3] + "..."
+
+
+def spelled(value: object) -> str:
+    """A value as text, to compare values of YAML, JSON and CSV: 1, 1.0 and '1' are equal."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -258,6 +258,36 @@ def test_given_negatives_are_kept_without_empty_ones_and_those_that_are_the_posi
     assert entry["rows_by_negatives"] == {"2": 1, "4": 1}
 
 
+def test_a_given_negative_that_answers_the_query_in_any_row_is_removed(source, data, tmp_path):
+    passages = ["first", "second", "third", "fourth"]
+    records = [
+        {"query": query, "passage": passage, "negatives": ["Third!", "fourth", "none of them"]}
+        for query, passage in zip(["a", "A?", "a", "b"], passages)
+    ]
+    entry, rows = assembled_rows(source("retrieval"), records, tmp_path / "out", replace(data, source="local"))
+    answers = {query: {passage for other, passage, _ in rows if other in (query, query.swapcase())} for query in "ab"}
+    assert answers["a"] == {"first", "third"}, "vacuous: one answer per query"
+    for query, _, negatives in rows:
+        expected = ["Third!", "none of them"] if query == "b" else ["fourth", "none of them"]
+        assert negatives == expected
+    assert entry["negatives_removed"] == 4
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("none", 3), ("exact", 2), ("normalised", 1)])
+def test_a_repeated_row_leaves_its_negatives_to_the_first(source, data, tmp_path, rule, kept):
+    records = [
+        {"query": "a", "passage": "p", "negatives": ["x", "y"]},
+        {"query": "a", "passage": "p", "negatives": ["y", "z"]},
+        {"query": "A", "passage": "p", "negatives": ["w"]},
+    ]
+    rules = replace(data, source="local", deduplicate=rule)
+    entry, rows = assembled_rows(source("retrieval"), records, tmp_path / "out", rules)
+    assert len(rows) == kept and sum(entry["dropped"].values()) == 3 - kept
+    expected = {"none": "xy", "exact": "xyz", "normalised": "xyzw"}[rule]
+    assert rows[0] == ("a", "p", list(expected))
+    assert {text for *_, negatives in rows for text in negatives} == set("xyzw"), "a negative was lost"
+
+
 @pytest.mark.parametrize(
     ("origin", "counts", "expected"),
     [

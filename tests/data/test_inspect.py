@@ -205,7 +205,7 @@ FINDINGS = [
     (good(negatives=["one"]), "fewer negatives than most rows", "row 2: 1 instead of 2"),
     (good(negatives=None), "fewer negatives than most rows", "row 2: 0 instead of 2"),
     ([*LABELLED, {"query": "x", "label": "rare"}], "label of a single text", "row 10, label: 'rare'"),
-    ([row | {"negativs": []} for row in GOOD], "column without a use", "t.jsonl: negativs"),
+    ([row | {"topic": "t"} for row in GOOD], "column without a use", "t.jsonl: topic"),
 ]
 
 
@@ -338,14 +338,13 @@ def test_local_records_are_the_rows_with_their_negatives_and_languages(tmp_path)
     assert records(tmp_path / "t.csv", [{"query": "q", "passage": "p", "negatives": ""}])[0]["negatives"] == []
 
 
-def test_local_labels_may_be_numbers_and_a_passage_beside_them_wins(tmp_path):
-    rows = [{"query": "a", "label": 1}, {"query": "b", "label": None}]
-    assert records(tmp_path / "t.jsonl", rows, "clustering") == [
-        {"query": "a", "label": "1"},
-        {"query": "b", "label": ""},
-    ]
+def test_local_labels_may_be_numbers_and_a_passage_beside_them_is_refused(tmp_path):
+    rows = [{"query": text, "label": label} for text, label in zip("abcde", (1, 1.0, "1", None, float("nan")))]
+    labels = [record["label"] for record in records(tmp_path / "t.jsonl", rows, "clustering")]
+    assert labels == ["1", "1", "1", "", ""]
     rows = [{"query": "a", "passage": "p", "label": "x", "negatives": ["n"]}]
-    assert records(tmp_path / "t.jsonl", rows, "clustering") == [{"query": "a", "passage": "p", "negatives": ["n"]}]
+    with pytest.raises(ValueError, match=r"'label' beside query and passage, .*converter: duplicates"):
+        records(tmp_path / "t.jsonl", rows, "clustering")
 
 
 @pytest.mark.parametrize(("rows", "kind", "message"), [finding for finding in FINDINGS if finding[1] == "wrong type"])

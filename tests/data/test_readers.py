@@ -168,15 +168,16 @@ BAD_FILES = {
     "compressed Parquet": ("t.parquet.gz", b"x", "unknown suffix '.gz'"),
     "blank lines only": ("t.jsonl", b"\n \n\n", "holds no rows"),
     "objects without keys": ("t.jsonl", b"{}\n{}\n", "holds no rows with columns"),
-    "a JSON array": ("t.json", b'[\n{"a": 1},\n{"a": 2}\n]\n', "row 1 (line 1): invalid JSON"),
-    "an array in one line": ("t.json", b'[{"a": 1}]', "not an object but '[{\"a\": 1}]'; remedy: one JSON object per"),
+    "an array of numbers": ("t.json", b"[1, 2]", "row 1: not an object but 1; remedy: an array of objects"),
+    "half an array": ("t.json", b'[{"a": 1},\n', "invalid JSON"),
+    "UTF-16": ("t.csv", "a,b\n1,2\n".encode("utf-16"), "in UTF-16 or UTF-32; remedy: save it as UTF-8"),
     "indented JSON": ("t.json", b'{\n  "a": 1\n}\n', "row 1 (line 1): invalid JSON"),
     "a blank header": ("t.csv", b",,\n1,2,3\n", "the header is missing"),
     "a header in which a quote stays open": ("t.csv", b'"a,b\n1,2\n', "the header is missing"),
     "a blank CSV file": ("t.csv", b"\n\n", "the header is missing"),
     "a column twice": ("t.csv", b"query,passage,query\na,b,c\n", "names columns twice: ['query']"),
     "text called Parquet": ("t.parquet", b"query,passage\n" * 9, "is no whole Parquet file"),
-    "text called gzip": ("t.jsonl.gz", b'{"a": 1}\n', "after line 0: damaged gzip"),
+    "text called gzip": ("t.jsonl.gz", b'{"a": 1}\n', "damaged gzip"),
 }
 
 
@@ -200,11 +201,15 @@ BAD_ROWS = {
     "a number without end": ("t.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}", "row 2 (line 2): Exceeds the limit"),
     "Latin-1": ("t.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', "line 2: byte 19 of the file is not UTF-8 (0xe9)"),
     "Latin-1 in CSV": ("t.csv", b"a,b\nx,y\nna\xefve,z\n", "line 3: byte 11 of the file is not UTF-8 (0xef)"),
-    "UTF-16": ("t.csv", "a,b\n1,2\n".encode("utf-16"), "line 1: byte 1 of the file is not UTF-8 (0xff)"),
+    "bytes of Latin-1": ("t.csv", "a,b\n1,é\n".encode("latin-1"), "line 2: byte 7 of the file is not UTF-8 (0xe9)"),
     "a cell too few": ("t.csv", b"a,b\n1,2\n3\n", "row 2 (line 3): 1 cells, but the header has 2: '3'"),
     "a cell too many": ("t.csv", b'a,b\n"1\n1",2\n\n3,4,5\n', "row 2 (line 5): 3 cells, but the header has 2"),
     "a bare quote": ("t.csv", b'a,b\n"1\n2",2\n"x"y,3\n', "row 2 (line 4): ',' expected after '\"'"),
-    "a quote left open": ("t.tsv", b'a\tb\n1\t2\n"x\t3\n4\t5\n', "row 2 (line 3): unexpected end of data"),
+    "a quote left open": (
+        "t.tsv",
+        b'a\tb\n1\t2\n"x\t3\n4\t5\n',
+        "row 2 (line 3): a quote opened in line 3 joins 2 lines",
+    ),
     "a cut gzip": ("t.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 3, mtime=0)[:-9], "damaged gzip"),
 }
 

@@ -1,3 +1,0 @@
-"""Hostile mirrors."""
-
-from registry import reads, refused  # noqa: F401

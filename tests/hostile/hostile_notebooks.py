@@ -1,3 +1,0 @@
-"""Hostile notebooks."""
-
-from registry import reads, refused  # noqa: F401

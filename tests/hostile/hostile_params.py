@@ -1,3 +1,0 @@
-"""Hostile params."""
-
-from registry import reads, refused  # noqa: F401
