@@ -10,11 +10,14 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help repro test bench lint format lab clean
+.PHONY: help clone repro test bench lint format lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+clone:
+	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "error: DVC needs git and a git clone, and $(CURDIR) is none (a ZIP has no history); remedy: git clone the repository, or here: git init && git add -A && git commit -m start"; exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -24,7 +27,7 @@ help:  ## list the targets
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,pipeline,eval,dev]'
 	@touch .venv/installed
 
-repro: .venv/installed  ## run the whole pipeline for the configured size, print the results
+repro: clone .venv/installed  ## run the whole pipeline for the configured size, print the results
 	@start=$$(date +%s) && python -m dvc repro && python -m f2llm summary --seconds $$(( $$(date +%s) - start ))
 
 test: .venv/installed  ## run all tests, in two processes

@@ -5,7 +5,9 @@ below, which check them, and then checks what two sections must agree on. The st
 build/config.yaml, whose sections are the other stages' parameters.
 """
 
+import re
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -13,9 +15,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     TypeAdapter,
     model_validator,
@@ -31,6 +31,15 @@ TASKS = get_args(Task)
 CUT = ("hidden_size", "intermediate_size", "num_hidden_layers")  # of a shape, what pruning makes smaller
 SHAPE = ("vocab_size", *CUT, "num_attention_heads", "num_key_value_heads", "head_dim")  # in transformers' words
 Commit = Annotated[str, must_be("a commit of the hub: 40 hexadecimal digits", matches("[0-9a-f]{40}"))]
+
+
+def _finite(value: float) -> float:
+    require(value < inf, "a finite number")
+    return value
+
+
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_finite)]
+NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, must_be("a share from 0 to 1", lambda value: 0 <= value <= 1)]
 Teacher = Annotated[
@@ -241,7 +250,7 @@ def _has_epochs(training: Training) -> Training:
 class Config:
     name: str  # the size; not called `size`: DVC leaves keys of that name out of its run cache
     recipe: str
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     machine: Machine
     backbone: Backbone
     data: Data
@@ -295,6 +304,12 @@ def _without_left_out(config: Config) -> Config:
     return replace(config, prune=replace(config.prune, students=shapes), distill=distill)
 
 
+def names_of_models(config: Config) -> list[str]:
+    """The names of the models that are evaluated, in the order of the tables."""
+    students = [f"{name}-{step}" for name in config.prune.students for step in ("pruned", "distilled")]
+    return ["tfidf", "untrained", "backbone", "stage1", "stage2", *students]
+
+
 def config_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(TypeAdapter(Config).dump_python(config, by_alias=True), sort_keys=False)
@@ -310,10 +325,21 @@ def _check_sections(config: Config) -> None:
     """What values of several sections must agree on."""
     backbone, stage2, cap = config.backbone, config.stage2, config.data.cap_per_source
     for name, shape in config.prune.students.items():
+        require(
+            re.fullmatch(r"\w[\w.-]*", name) is not None,
+            f"prune.students has {name!r}, but a name is a folder's: letters, digits, dots and hyphens",
+        )
         for key, most in ((key, getattr(backbone, key)) for key in CUT):
             where = f"prune.students.{name}.{key}"
             cut = getattr(shape, key)
             require(cut <= most, f"{where} is {cut}, but pruning only removes: at most the backbone's {most}")
+    for name in config.evaluate.only:
+        names = names_of_models(config)
+        require(
+            name in names,
+            f"evaluate.only has {name!r}, but the models are: {', '.join(names)}{closest(name, names)}; "
+            "remedy: names of these, or [] for all",
+        )
     for dim in config.evaluate.dims:
         most = backbone.hidden_size
         require(dim <= most, f"evaluate.dims has {dim}, but the embedding has only {most} dimensions")

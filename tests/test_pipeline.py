@@ -179,9 +179,10 @@ def test_no_stage_persists_or_tracks_a_key_that_dvc_ignores():
 
 
 def test_uncached_outputs_are_metrics_and_plots_only():
-    """`cache: false` on any other output turns the run cache off for its stage."""
-    for stage in STAGES.values():
-        assert all(isinstance(out, str) for out in stage.get("outs", []))
+    """`cache: false` on any other output turns the run cache off for its stage: wanted for `code`, which must run."""
+    for name, stage in STAGES.items():
+        uncached = [out for out in stage.get("outs", []) if not isinstance(out, str)]
+        assert uncached == ([{"build/inputs.json": {"cache": False}}] if name == "code" else [])
 
 
 @pytest.mark.parametrize(
@@ -202,17 +203,155 @@ def test_a_mistake_is_one_line_of_the_first_stage_that_says_how_to_get_params_ya
     run(copy, "git", "checkout", "--", "params.yaml")
 
 
-def test_a_shared_value_edited_after_an_experiment_still_reaches_all_trainings(copy):
+EXPERIMENTS = {  # settings, and what they must do to (temperature, weight_decay) of all trainings after the edit
+    "a preset": (["recipes.v2.training.weight_decay=0.03"], (0.07, 0.03)),
+    "recipe and override": (["recipe=v2", "++override.training.weight_decay=0.03"], (0.07, 0.03)),
+    "override twice": (["++override.stage1.epochs=1", "++override.training.weight_decay=0.02"], (0.07, 0.02)),
+}
+
+
+@pytest.mark.parametrize("case", EXPERIMENTS)
+def test_a_shared_value_edited_after_an_experiment_still_reaches_all_trainings(copy, case):
     """An experiment rewrites params.yaml, and DVC writes out as copies what YAML states by anchors and merge keys."""
     path = copy / "params.yaml"
     kept = path.read_bytes()
     path.write_bytes((ROOT / "params.yaml").read_bytes())
-    run(copy, "dvc", "exp", "run", "-S", "recipes.v2.training.weight_decay=0.03", "config")
+    settings, expected = EXPERIMENTS[case]
+    for _ in range(2):  # the same command works twice
+        run(copy, "dvc", "exp", "run", *(word for setting in settings for word in ("-S", setting)), "config")
     text = path.read_text(encoding="utf-8")
-    assert "weight_decay: 0.03" in text and text.count("temperature: 0.05") == 1
+    assert text != (ROOT / "params.yaml").read_text(encoding="utf-8") and text.count("temperature: 0.05") == 1
     path.write_text(text.replace("temperature: 0.05", "temperature: 0.07"), encoding="utf-8")
     run(copy, "dvc", "repro", "config")
     config = resolved(copy)
     trainings = [config["stage1"], config["stage2"], *config["distill"].values()]
-    assert [(each["temperature"], each["weight_decay"]) for each in trainings] == [(0.07, 0.03)] * 5
+    assert [(each["temperature"], each["weight_decay"]) for each in trainings] == [expected] * 5
     path.write_bytes(kept)
+
+
+# Scores and the inputs that they belong to ------------------------------------------------------
+
+SCORES = ["results/metrics.json", "results/scores.csv", "results/dims.csv", "results/languages.csv"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(copy) -> Path:
+    """The copy with committed scores that belong to its inputs, as after a whole run."""
+    run(copy, "git", "checkout", "-q", "HEAD", "--", ".")
+    run(copy, "dvc", "exp", "run", "-S", "model.size=0.1B", "teacher")
+    run(copy, "git", "checkout", "-q", "HEAD", "--", "results")
+    run(copy, "git", "add", "-A")
+    run(copy, "git", "commit", "-qm", "as after a whole run")
+    return copy
+
+
+def scores_shown(folder: Path) -> dict[str, str]:
+    """{experiment: its mean score of stage 2} as `dvc exp show` has it; '!' or '' where there is none."""
+    shown = run(folder, "dvc", "exp", "show", "--csv", "--drop", ".*", "--keep", r"Experiment|.*stage2\.mean")
+    rows = [line.split(",") for line in shown.splitlines()]
+    assert rows[0] == ["Experiment", "stage2.mean"]
+    return {name: score for name, score, *_ in rows[1:]}
+
+
+def score_at(folder: Path, reference: str) -> bool:
+    """Whether the commit of an experiment holds any scores."""
+    refs = run(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = [ref for ref in refs if ref.endswith(f"/{reference}")]
+    return bool(set(SCORES) & set(run(folder, "git", "ls-tree", "-r", "--name-only", ref).splitlines()))
+
+
+def test_a_partial_experiment_shows_no_score_of_another_run(evaluated):
+    stated = json.loads((evaluated / "results" / "metrics.json").read_text())["stage2"]["mean"]
+    run(evaluated, "dvc", "exp", "run", "-n", "unchanged", "teacher")
+    for number, name in enumerate(("first", "again")):  # the second is restored from the run cache, but for stage code
+        run(evaluated, "dvc", "exp", "run", "-n", name, "-S", "seed=21", "teacher")
+        assert not [path for path in SCORES if (evaluated / path).exists()], number
+        run(evaluated, "git", "checkout", "-q", "HEAD", "--", ".")
+    run(evaluated, "dvc", "exp", "run", "--temp", "-n", "outside", "-S", "seed=22", "teacher")
+    run(evaluated, "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "seed=23", "teacher")
+    run(evaluated, "dvc", "exp", "run", "--run-all", "-j", "1")
+    assert all((evaluated / path).exists() for path in SCORES), "an experiment elsewhere leaves the work tree alone"
+    shown = scores_shown(evaluated)
+    assert float(shown["unchanged"]) == pytest.approx(stated, abs=1e-4), "vacuous: no score is shown at all"
+    assert {shown[name] for name in ("first", "again", "outside", "queued")} <= {"", "!", "-"}
+    assert [score_at(evaluated, name) for name in ("unchanged", "again", "outside", "queued")] == [True] + [False] * 3
+
+
+def test_changed_code_or_registry_takes_scores_away_and_prose_or_speed_does_not(evaluated):
+    changes = {  # file: (from, to, whether scores are of other inputs afterwards)
+        "f2llm/losses.py": ('"""', '"""Another docstring. ', False),
+        "f2llm/step.py": ("import torch\n", "import torch\n\nANOTHER = 1\n", True),
+        "f2llm/reporting/figures.py": ('"""', '"""Another docstring. ', False),
+        "notebooks/09_report.ipynb": ("config = boot(size)", "config = boot(size)  # and so on", False),
+        "params.yaml": ("threads: 1 ", "threads: 2 ", False),
+        "data/sources.yaml": ("title: UNPC", "title: The UN", False),
+    }
+    for name, (old, new, others) in changes.items():
+        path = evaluated / name
+        text = path.read_text(encoding="utf-8")
+        changed = text.replace(old, new, 1) if name != "params.yaml" else text.replace("threads: 1", "threads: 2", 1)
+        assert changed != text, f"vacuous: {name} was not changed"
+        path.write_text(changed, encoding="utf-8")
+        run(evaluated, "dvc", "repro", "code")
+        assert [(evaluated / path).exists() for path in SCORES] == [not others] * len(SCORES), name
+        run(evaluated, "git", "checkout", "-q", "HEAD", "--", ".")
+        run(evaluated, "dvc", "repro", "-q", "code")
+        run(evaluated, "git", "checkout", "-q", "HEAD", "--", "results")
+
+
+ENTRY = """  - {name: mine, recipes: [local], task: retrieval, files: [mine.jsonl], licence: unknown,
+     instruction: "Find it.", symmetric: false}
+"""
+
+
+@pytest.mark.parametrize("where", [["--temp"], ["--queue"], []], ids=["temp", "queue", "workspace"])
+def test_local_files_travel_into_an_experiment(evaluated, where):
+    registry, local = evaluated / "data" / "sources.yaml", evaluated / "data" / "local" / "mine.jsonl"
+    kept = registry.read_bytes()
+    registry.write_bytes(kept + ENTRY.encode())
+    local.write_text('{"query": "where?", "passage": "here"}\n')
+    name = f"local-{(where or ['workspace'])[0].strip('-')}"
+    output = run(evaluated, "dvc", "exp", "run", *where, "-n", name, "-S", "++override.data.from=local", "code")
+    if where == ["--queue"]:
+        run(evaluated, "dvc", "exp", "run", "--run-all", "-j", "1")
+    refs = run(evaluated, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    assert (found := [ref for ref in refs if ref.endswith(f"/{name}")]), output
+    lock = yaml.safe_load(run(evaluated, "git", "show", f"{found[0]}:dvc.lock"))["stages"]["code"]
+    (dependency,) = (entry for entry in lock["deps"] if entry["path"] == "data/local")
+    assert dependency["nfiles"] == 2, "the file and .gitignore"
+    assert "data/local/mine.jsonl" not in run(evaluated, "git", "ls-tree", "-r", "--name-only", found[0])
+    local.unlink()
+    output = run(
+        evaluated, "dvc", "exp", "run", *(where or [])[:0], "-S", "++override.data.from=local", "code", check=False
+    )
+    assert "source 'mine': data/local/mine.jsonl missing; remedy: put the file into data/local" in output
+    run(evaluated, "git", "checkout", "-q", "HEAD", "--", ".")
+    registry.write_bytes(kept)
+
+
+# Places -----------------------------------------------------------------------------------------
+
+
+def test_a_git_worktree_runs_stages_and_experiments(evaluated, tmp_path):
+    run(evaluated, "git", "worktree", "add", "-q", "--detach", str(tmp_path / "tree"), "HEAD")
+    run(tmp_path / "tree", "dvc", "exp", "run", "-n", "tree", "-S", "seed=31", "teacher")
+    assert resolved(tmp_path / "tree")["seed"] == 31
+    run(evaluated, "git", "worktree", "remove", "--force", str(tmp_path / "tree"))
+
+
+def test_a_folder_of_a_larger_repository_runs_stages(evaluated, tmp_path):
+    inner = tmp_path / "large" / "kit"
+    shutil.copytree(evaluated, inner, ignore=shutil.ignore_patterns(".git", "tmp", "cache", "build", "models"))
+    run(tmp_path / "large", "git", "init", "-q")
+    run(tmp_path / "large", "git", "add", "-A")
+    run(tmp_path / "large", "git", "commit", "-qm", "large")
+    run(inner, "dvc", "repro", "teacher")
+    assert resolved(inner)["name"] == "0.1B"
+
+
+def test_without_git_make_repro_says_so_before_it_installs_anything(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    output = run(tmp_path, "make", "repro", check=False)
+    assert output.startswith("error: DVC needs git and a git clone") and "remedy: git clone the repository" in output
+    assert not (tmp_path / ".venv").exists()

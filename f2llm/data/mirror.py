@@ -10,6 +10,7 @@ ends, or by the next fetch if this one is killed. Only files that the manifest l
 """
 
 import json
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 
@@ -28,16 +29,17 @@ def read_manifest(mirror: Path) -> dict[str, dict]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         for repo_id, entry in manifest.items():
+            inside(path.parent, repo_id)
             if not isinstance(entry["revision"], str):
                 raise ValueError(f"the revision of {repo_id} is no text")
             for name in (*entry["files"], *entry.get("listing", [])):
                 inside(path.parent / repo_id, name)
             for name, fact in entry["files"].items():
-                if not (isinstance(fact["bytes"], int) and isinstance(fact["sha256"], str)):
+                if not (isinstance(fact["bytes"], int) and re.fullmatch("[0-9a-f]{64}", fact["sha256"])):
                     raise ValueError(f"{name} of {repo_id} has no bytes and sha256")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the manifest of a mirror ({type(error).__name__}: {error}); remedy: remove it and fetch "
             "again, files that are there whole are kept"
@@ -52,10 +54,13 @@ class Mirror:
         self.path = Path(path)
         self._manifest = read_manifest(self.path)
 
-    def require(self, repo_id: str, patterns: list[str], *, command: str, revision: str | None = None) -> list[Path]:
+    def require(
+        self, repo_id: str, patterns: list[str], *, command: str, revision: str | None = None, hashed: bool = False
+    ) -> list[Path]:
         """Sorted paths of all files of a repository that match the names or globs.
 
         ValueError if any of them is missing, truncated or of another revision; it names `command`, which fetches them.
+        hashed: also if its content differs from what was fetched; reads every byte.
         """
         entry = self._manifest.get(repo_id, {"revision": revision, "files": {}})
         if revision not in (None, entry["revision"]):
@@ -64,11 +69,11 @@ class Mirror:
                 f"remedy: another mirror folder, or ask for the other revision, or remove {self.path / repo_id} "
                 f"and run: {command}"
             )
-        paths, faults = set(), {}
+        paths, faults, find = set(), {}, self._difference if hashed else self._fault
         for pattern in patterns:
             names = matching(sorted({*entry["files"], *entry.get("listing", [])}), pattern) or [pattern]
             paths |= {self.path / repo_id / name for name in names}
-            faults |= {name: fault for name in names if (fault := self._fault(entry["files"], repo_id, name))}
+            faults |= {name: fault for name in names if (fault := find(entry["files"], repo_id, name))}
         if faults:
             more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
             some = ", ".join(list(faults.values())[:3])
@@ -79,10 +84,8 @@ class Mirror:
         """One line for every file that is missing or has changed since it was fetched; reads every byte."""
         problems = []
         for repo_id, entry in self._manifest.items():
-            for name, fact in entry["files"].items():
-                fault, path = self._fault(entry["files"], repo_id, name), self.path / repo_id / name
-                if not fault and sha256(path) != fact["sha256"]:
-                    fault = f"{name} was changed: remove {path} and fetch again"
+            for name in entry["files"]:
+                fault = self._difference(entry["files"], repo_id, name)
                 problems += [f"{repo_id}: {fault}"] if fault else []
         return problems
 
@@ -102,8 +105,21 @@ class Mirror:
             raise ValueError(f"mirror {self.path} has no {repo_id}, it holds {held}; remedy: f2llm fetch")
         return self._manifest[repo_id]
 
+    def lists(self, repo_id: str, name: str) -> bool:
+        """Whether a file was fetched; what lies in the folder besides is not read."""
+        return name in self._manifest.get(repo_id, {"files": {}})["files"]
+
+    def _difference(self, files: dict, repo_id: str, name: str) -> str:
+        """What is wrong with a file, its content included."""
+        path = self.path / repo_id / name
+        if not (fault := self._fault(files, repo_id, name)) and sha256(path) != files[name]["sha256"]:
+            fault = f"{name} was changed: remove {path} and fetch again"
+        return fault
+
     def _fault(self, files: dict, repo_id: str, name: str) -> str:
         path = self.path / repo_id / name
+        if name not in files and path.is_file():
+            return f"{name} is there, but manifest.json does not list it"
         if name not in files or not path.is_file():
             return f"{name} is missing"
         if num_bytes(path) != (expected := files[name]["bytes"]):

@@ -20,6 +20,7 @@ PUBLISHED = {  # the papers' totals: sources, rows, rows of stage 1
     "v1": (60, 5_933_988, 0),
 }
 
+LOCAL = Path("data/local")  # the folder of local files: a stage depends on it
 OF_LOCAL_FILES = {  # defaults for entries of local files, of keys that describe published sets
     "title": None,
     "family": "Local",
@@ -130,7 +131,9 @@ def choose_sources(registry: list[Source], data: Data, recipe: str) -> tuple[lis
     mixture = data.source if data.source in ("embedded", "local") else recipe
     sources = [source for source in registry if mixture in source.recipes]
     if not sources:
-        raise ValueError(f"no source has recipe {mixture!r}; remedy: add one to data/sources.yaml")
+        raise ValueError(
+            f"no source has recipe {mixture!r}; remedy: add one to data/sources.yaml, as its first lines show"
+        )
     for key, names in (("only", data.only), ("leave_out", data.leave_out)):
         _check_known(names, [source.name for source in sources], f"data.{key}", mixture)
     left_out = {source.name: reason for source in sources if (reason := _reason(source, data))}
@@ -146,6 +149,47 @@ def choose_sources(registry: list[Source], data: Data, recipe: str) -> tuple[lis
             f"{_counted(left_out)}; {remedy}"
         )
     return chosen, left_out
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def files_needed(sources: list[Source], data: Data) -> list[tuple[str, list[str], str | None]]:
+    """(repository, names or globs, commit or None) of all files that the mirror must hold for these sources."""
+    if data.source == "released":
+        return [(data.released, [f"{stem}.parquet" for source in sources for stem in source.files], data.revision)]
+    if data.source == "sources":
+        return [(source.hub_id, source.hub_files, source.hub_revision) for source in sources]
+    return []
+
+
+def fetch_command(data: Data) -> str:
+    """The command that downloads the missing files of a configuration."""
+    names = [f" --set 'data.{key}=[{', '.join(getattr(data, key))}]'" for key in ("only", "leave_out")]
+    chosen = [option for key, option in zip(("only", "leave_out"), names) if getattr(data, key)]
+    return f"f2llm fetch --set data.from={data.source}{''.join(chosen)}"
+
+
+def local_paths(source: Source, *folders: Path) -> list[Path]:
+    """The files of a local source, each in the first of the folders that has it; ValueError if one is in none."""
+    if not source.files:
+        raise ValueError(f"source '{source.name}' names no files; remedy: files: [name of a file in {LOCAL}]")
+    paths, missing = [], []
+    for name in source.files:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+        folder = next((folder for folder in folders if path == folder / name), folders[0])
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"source '{source.name}': {path} lies outside {folder}; remedy: move the file there")
+        paths.append(path)
+        missing += [] if path.is_file() else [name]
+    if missing:
+        there = [path.relative_to(folders[-1]).as_posix() for path in folders[-1].rglob("*") if path.is_file()]
+        names = ", ".join(str(folders[0] / name) for name in missing)
+        raise ValueError(
+            f"source '{source.name}': {names} missing{closest(missing[0], there)}; "
+            f"remedy: put the file into {folders[0]}, or correct files in data/sources.yaml"
+        )
+    return paths
 
 
 # Checking ---------------------------------------------------------------------------------------

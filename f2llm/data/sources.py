@@ -18,9 +18,7 @@ from .converters import convert
 from .local import layout_of, local_records
 from .mirror import Mirror
 from .readers import open_table, require_columns
-from .registry import Source
-
-LOCAL = Path("data/local")  # the folder of local files: a stage depends on it
+from .registry import LOCAL, Source, fetch_command, files_needed, local_paths
 
 
 @dataclass(frozen=True)
@@ -44,22 +42,6 @@ def parts_of(sources: list[Source], data: Data) -> list[Part]:
     mirror = Mirror(Path(data.mirror))
     find = _released_parts if data.source == "released" else _original_parts
     return find(sources, data, mirror)
-
-
-def files_needed(sources: list[Source], data: Data) -> list[tuple[str, list[str], str | None]]:
-    """(repository, names or globs, commit or None) of all files that the mirror must hold for these sources."""
-    if data.source == "released":
-        return [(data.released, [f"{stem}.parquet" for source in sources for stem in source.files], data.revision)]
-    if data.source == "sources":
-        return [(source.hub_id, source.hub_files, source.hub_revision) for source in sources]
-    return []
-
-
-def fetch_command(data: Data) -> str:
-    """The command that downloads the missing files of a configuration."""
-    names = [f" --set 'data.{key}=[{', '.join(getattr(data, key))}]'" for key in ("only", "leave_out")]
-    chosen = [option for key, option in zip(("only", "leave_out"), names) if getattr(data, key)]
-    return f"f2llm fetch --set data.from={data.source}{''.join(chosen)}"
 
 
 def load_source(part: Part, data: Data, seed: int) -> Iterator[dict]:
@@ -124,7 +106,7 @@ def _released_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[P
     """One part per file; a file that several sources share is one part per source."""
     named = [(source, stem) for source in sources for stem in source.files]
     ((repo_id, files, revision),) = files_needed(sources, data)
-    paths = mirror.require(repo_id, files, revision=revision, command=fetch_command(data))
+    paths = mirror.require(repo_id, files, revision=revision, command=fetch_command(data), hashed=True)
     by_name = {path.name: path for path in paths}
     return [
         Part(
@@ -178,7 +160,7 @@ def _original_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[P
     found = []
     for source in sources:
         paths = mirror.require(
-            source.hub_id, source.hub_files, revision=source.hub_revision, command=fetch_command(data)
+            source.hub_id, source.hub_files, revision=source.hub_revision, command=fetch_command(data), hashed=True
         )
         names = [path.relative_to(Path(data.mirror) / source.hub_id).as_posix() for path in paths]
         inputs = {name: mirror.sha256(source.hub_id, name) for name in names}
@@ -188,14 +170,7 @@ def _original_parts(sources: list[Source], data: Data, mirror: Mirror) -> list[P
 
 
 def _local_part(source: Source) -> Part:
-    if not source.files:
-        raise ValueError(f"source '{source.name}' names no files; remedy: files: [name of a file in {LOCAL}]")
-    paths = tuple(LOCAL / name for name in source.files)
-    for path in paths:
-        if not path.resolve().is_relative_to(LOCAL.resolve()):
-            raise ValueError(f"source '{source.name}': {path} lies outside {LOCAL}; remedy: move the file there")
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise ValueError(f"source '{source.name}': {', '.join(missing)} missing; remedy: put the file into {LOCAL}")
+    paths = tuple(local_paths(source, LOCAL))
     ready_made = source.task == "retrieval"
     if not ready_made and source.converter is None:
         others = {layout_of(open_table(path), source.task).other for path in paths}

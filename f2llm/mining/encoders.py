@@ -106,6 +106,13 @@ def _folder_key(kind: str, folder: Path, max_tokens: int, *more: str) -> str:
             f"mine.miner {kind}:{folder}: there are no model weights in {folder}; "
             "remedy: the folder of a trained model (dvc repro stage1 makes models/stage1), or miner: tfidf"
         )
+    for file in files:  # also of a module such as 2_Dense
+        pickled = file.name.startswith("pytorch_model") and file.suffix == ".bin"
+        if pickled and not list(file.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"mine.miner {kind}:{folder}: the weights of {file.name} are a pickle, which can hold code and is not "
+                "read; remedy: save them as safetensors (in an environment that you can spare)"
+            )
     parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
     return hashlib.sha256("\n".join([kind, str(max_tokens), *more, *parts]).encode()).hexdigest()
 

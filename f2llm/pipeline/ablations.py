@@ -175,7 +175,7 @@ def run_missing(earlier: pd.DataFrame, only: str = "") -> None:
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]).returncode:
         raise ValueError(
             "params.yaml differs from the last commit, as an experiment in the work tree leaves it, and every arm "
-            "would start from it; remedy: git checkout params.yaml, or commit it"
+            "would start from it; remedy: git checkout HEAD params.yaml, or commit it"
         )
     with alone_in(LOGS, "ablation"):
         base = base_of()

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..config import config_yaml, load_config, overrides_of, read_yaml, resolve, root, write_config
+from ..store.checked import closest
 from ..store.files import require_writable
 from .notebook import execute, write_html, write_stage_code
 
@@ -22,11 +23,6 @@ TRAINING_NOTEBOOKS = (
     "07_distill",
 )  # these stop if the machine is too small for the size
 
-LEFT_BY_AN_EXPERIMENT = (
-    "; params.yaml differs from the last commit, as an experiment leaves it: git checkout params.yaml takes its "
-    "values back"
-)
-
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
 
@@ -37,17 +33,30 @@ def _params_blamed() -> Iterator[None]:
         yield
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"{error}{LEFT_BY_AN_EXPERIMENT if _params_changed() else ''}") from None
+        raise kind(f"{error}{_left_by_an_experiment()}") from None
 
 
-def _params_changed() -> bool:
-    """Whether params.yaml differs from git's last commit; False without git, and in a temporary experiment's folder."""
+def _left_by_an_experiment() -> str:
+    """What to do if params.yaml differs from git's last commit; '' without git, and in an experiment's copy.
+
+    A killed experiment leaves its values in git's index, too.
+    """
     try:
         command = ["git", "status", "--porcelain", "--", "params.yaml"]
         changes = subprocess.run(command, cwd=root(), capture_output=True, text=True).stdout
     except (OSError, ValueError):  # no git, no repository
-        return False
-    return "M" in changes[:2] and ".dvc" not in root().parts
+        return ""
+    if "M" not in changes[:2] or ".dvc" in root().parts:
+        return ""
+    command = f"git checkout {'HEAD ' if changes[0] == 'M' else ''}params.yaml"
+    return f"; params.yaml differs from the last commit, as an experiment leaves it: {command} takes its values back"
+
+
+def _from_root(*paths: Path | None) -> list[Path | None]:
+    """Make the repository the working folder; returns paths, which were relative to the former one, relative to it."""
+    there = [path and path.absolute() for path in paths]
+    os.chdir(folder := root())
+    return [path.relative_to(folder) if path and path.is_relative_to(folder) else path for path in there]
 
 
 @app.command()
@@ -75,14 +84,19 @@ def config(
 ) -> None:
     """Print the checked configuration of a size, as params.yaml resolves it; with OUT, write it to a file.
 
-    With OUT this is the stage `config`, the first of a run: it fails for a size that this machine cannot train.
+    With OUT this is the stage `config`, the first of a run: it fails for a size that this machine cannot train, and if
+    something that the configuration names is not there.
     """
     from .plan import require_fits
 
+    (out,) = _from_root(out)
     with _params_blamed():
         config = load_config(size)
         if out is not None:
+            from .inputs import require_inputs
+
             require_fits(config)
+            require_inputs(config)
     if out is None:
         print(config_yaml(config), end="")
     else:
@@ -97,6 +111,7 @@ def teacher(
     from .models import copy_teacher
     from .plan import require_fits
 
+    (out,) = _from_root(out)
     with _params_blamed():
         config = load_config()
         require_fits(config)
@@ -106,9 +121,21 @@ def teacher(
 @app.command()
 def code(
     out: Annotated[Path, typer.Argument(help="a folder for them")],
+    inputs: Annotated[Path | None, typer.Argument(help="a file for digests of all that scores depend on")] = None,
 ) -> None:
-    """Write the code that each stage runs, without prose, comments and docstrings (stage `code`)."""
+    """Write the code that each stage runs, without prose, comments and docstrings (stage `code`).
+
+    With INPUTS, scores of other inputs are removed from results/, and an experiment's copy gets the local files.
+    """
+    out, inputs = _from_root(out, inputs)
     write_stage_code(out)
+    if inputs is not None:
+        from .inputs import bring_local_files, require_inputs, write_inputs
+
+        with _params_blamed():
+            require_inputs(config := load_config())
+        bring_local_files(config)
+        write_inputs(config, out, inputs)
 
 
 @app.command()
@@ -123,13 +150,18 @@ def run(
 
     if "DVC_STAGE" in os.environ:
         die_with_parent()  # so that the stage ends when DVC is killed
+    (reading_copy,) = _from_root(reading_copy)
+    source = Path("notebooks") / f"{notebook.removesuffix('.ipynb').removeprefix('notebooks/')}.ipynb"
     with _params_blamed():
         config = load_config()
-        if notebook in TRAINING_NOTEBOOKS:
+        if source.stem in TRAINING_NOTEBOOKS:
             require_fits(config)
+    if not source.exists():
+        names = [path.stem for path in sorted(source.parent.glob("*.ipynb"))]
+        raise ValueError(f"there is no {source}{closest(source.stem, names)}; remedy: one of {', '.join(names)}")
     require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
-    executed = Path("runs") / f"{notebook}.ipynb"
-    execute(Path("notebooks") / f"{notebook}.ipynb", executed)
+    executed = Path("runs") / source.name
+    execute(source, executed)
     clear_finished(Path("scratch/train"))
     if reading_copy:
         reading_copy.parent.mkdir(parents=True, exist_ok=True)
@@ -152,9 +184,9 @@ def fetch(
     from ..data.fetch import fetch as fetch_files
     from ..data.fetch import models_needed, plan_all
     from ..data.mirror import Mirror
-    from ..data.registry import choose_sources, load_registry
-    from ..data.sources import files_needed
+    from ..data.registry import choose_sources, files_needed, load_registry
 
+    (adopt,) = _from_root(adopt)
     params = read_yaml(root() / "params.yaml")
     config = resolve(params | ({"recipe": recipe} if recipe else {}), size, overrides_of(settings))
     mirror = root() / config.data.mirror

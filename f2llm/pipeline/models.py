@@ -81,10 +81,10 @@ def _copy_from_experiment(name: str, folder: Path) -> None:
 
 def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
     """Copy the files of a model at a commit from the mirror into an existing folder."""
-    required = Mirror(mirror).require(repo_id, MODEL_FILES, command="f2llm fetch", revision=revision)
-    optional = [Path(mirror) / repo_id / name for name in OPTIONAL_MODEL_FILES]
-    paths = [path for path in required if path.parent == Path(mirror) / repo_id]  # globs also match files in subfolders
-    for path in [*paths, *(path for path in optional if path.exists())]:
-        target = folder / path.relative_to(Path(mirror) / repo_id)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
+    held, theirs = Mirror(mirror), Path(mirror) / repo_id
+    names = MODEL_FILES + [name for name in OPTIONAL_MODEL_FILES if held.lists(repo_id, name)]
+    for path in held.require(repo_id, names, command="f2llm fetch", revision=revision, hashed=True):
+        name = path.relative_to(theirs).as_posix()
+        if "/" not in name or name in OPTIONAL_MODEL_FILES:  # globs also match files in subfolders
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)

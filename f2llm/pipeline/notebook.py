@@ -3,33 +3,58 @@
 import html
 import json
 import os
+import re
 import sys
 import tokenize
 from pathlib import Path
 from string import Template
 
-from ..config import root
+from ..config import read_yaml, root
 from ..store.code import code_digests, imported_modules, plain_code
 
 MODELS = "f2llm.pipeline.models"
 
 
+# Tags that papermill and its kernel client act on; all others decide only how a cell is shown.
+TAGS_THAT_ACT = {"parameters", "injected-parameters", "skip-execution", "raises-exception"}
+
+
 def code_of(path: Path) -> str:
-    """The code cells of a notebook without comments, each headed by its tags: the text that its stage depends on."""
+    """The code cells of a notebook without comments, each headed by its tags: the text that its stage depends on.
+
+    What an editor changes without changing what runs has no effect on it: outputs, counts, ids, metadata, prose, line
+    endings, spaces at the ends of lines, cells without code, other tags.
+    """
     parts = []
-    for number, cell in enumerate(_read(path)["cells"], start=1):
-        if cell["cell_type"] == "code":
-            try:
-                code = plain_code("".join(cell["source"]))
-            except (SyntaxError, tokenize.TokenError) as error:
-                raise ValueError(f"{path}, cell {number} is not Python ({error}); remedy: correct the cell") from None
-            parts.append(" ".join(["# %%", *cell["metadata"].get("tags", [])]) + "\n" + code)
+    for number, cell in enumerate(_cells(path), start=1):
+        if cell["cell_type"] != "code":
+            continue
+        source = "".join(cell["source"]).replace("\r\n", "\n").replace("\r", "\n")  # as Python's parser reads it
+        if code := _python(source, f"{path}, cell {number}"):
+            tags = sorted(TAGS_THAT_ACT.intersection(cell.get("metadata", {}).get("tags", [])))
+            parts.append(" ".join(["# %%", *tags]) + "\n" + code)
     return "\n".join(parts)
 
 
+def _python(source: str, where: str) -> str:
+    """`plain_code` of a cell; a ValueError if it is not Python, as magics and shell commands are not."""
+    try:
+        return plain_code(source)
+    except (SyntaxError, tokenize.TokenError) as error:
+        number = error.lineno if isinstance(error, SyntaxError) else error.args[1][0]
+        line = source.split("\n")[(number or 1) - 1 :][:1]
+        if line and line[0].lstrip().startswith(("%", "!", "?")):
+            raise ValueError(
+                f"{where}: {line[0].strip()[:60]!r} is a command of IPython, not Python: its effect is not recorded; "
+                "remedy: remove it, or write it in Python, as in subprocess.run([...], check=True)"
+            ) from None
+        raise ValueError(f"{where} is not Python ({error}); remedy: correct the cell") from None
+
+
 def stage_notebooks() -> list[Path]:
-    """The paths of the notebooks that are stages, in their order."""
-    return sorted((root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    """The notebooks that are stages, in their order: those that the stage `code` of dvc.yaml depends on, no copies."""
+    names = read_yaml(root() / "dvc.yaml")["stages"]["code"]["deps"]
+    return sorted(root() / name for name in names if name.endswith(".ipynb"))
 
 
 def write_stage_code(out: Path) -> None:
@@ -47,13 +72,46 @@ def write_stage_code(out: Path) -> None:
         (out / f"{name}.py").write_text(text, encoding="utf-8")
 
 
-def _read(path: Path) -> dict:
+def _cells(path: Path) -> list[dict]:
+    """The cells of a notebook file (nbformat 4)."""
+    back = f"git checkout -- {path}"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if conflict := re.search(r"^(<{7}|>{7}) .*", text, re.M):
+            line = text.count("\n", 0, conflict.start()) + 1
+            raise ValueError(f"{path}, line {line} is a mark of git for a conflict; remedy: resolve it, or {back}")
+        notebook = json.loads(text)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing; remedy: git checkout -- {path}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a notebook (invalid JSON: {error}); remedy: git checkout -- {path}") from None
+        raise ValueError(f"{path} is missing; remedy: {back}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); remedy: {back}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); remedy: save it as UTF-8, or {back}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a notebook (invalid JSON: {error}); remedy: {back}") from None
+    if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
+        version = notebook.get("nbformat") if isinstance(notebook, dict) else None
+        raise ValueError(
+            f"{path} is a notebook of format {version!r}, but the kit reads format 4; "
+            f"remedy: open and save it in JupyterLab, or {back}"
+        )
+    cells = notebook.get("cells")
+    if not (isinstance(cells, list) and all(map(_is_cell, cells))):
+        raise ValueError(f"{path} has no list of cells with a type and a source; remedy: {back}")
+    return cells
+
+
+def _is_cell(cell) -> bool:
+    if not (isinstance(cell, dict) and isinstance(cell.get("cell_type"), str)):
+        return False
+    source, metadata = cell.get("source"), cell.get("metadata", {})
+    return _is_texts([source] if isinstance(source, str) else source) and (
+        isinstance(metadata, dict) and _is_texts(metadata.get("tags", []))
+    )
+
+
+def _is_texts(values) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def execute(path: Path, out: Path, **parameters) -> None:

@@ -47,6 +47,7 @@ _RULES = {  # pydantic's kinds of errors in the words of our messages
     "bool_type": "of type bool",
     "int_type": "of type int",
     "float_type": "of type float",
+    "less_than": "below {lt}",
     "greater_than": "above {gt:g}",
     "greater_than_equal": "{ge:g} or more",
 }

@@ -9,14 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from .checked import TABLE, build, checked, closest
 
+MOST_DEPTH, MOST_BRACKETS = 20, 10_000  # of tables within tables; PyYAML's C code crashes on many that stay open
 TRAINING_STAGES = ("stage1", "stage2", "distill")
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the one in C reads the registry in a tenth of a second
-    """YAML 1.2 numbers and booleans: DVC writes 1e-05 after -S x=1e-5, which PyYAML reads as a string."""
+    """YAML 1.2 as DVC reads it, which writes 1e-05 after -S x=1e-5 (PyYAML: a string) and reads 010 as ten.
+
+    Errors are doubled keys, of which PyYAML takes the last, and merge keys (<<), which DVC writes out as copies.
+    """
+
+    def construct_mapping(self, node, deep=False):
+        first = {}
+        for key, _ in node.value:
+            if first.setdefault(str(key.value), key) is not key:
+                raise ConstructorError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node):
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                problem = "a merge key (<<), which `dvc exp run -S` writes out as copies; remedy: state the values"
+                raise ConstructorError(problem=problem, problem_mark=key.start_mark)
 
 
 _OWN = {"tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"}
@@ -25,6 +43,7 @@ Loader.yaml_implicit_resolvers = {
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _NUMBER = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
 Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), "-+0123456789")
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), "-+.0123456789")
@@ -33,12 +52,36 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), "-+
 def read_yaml(path: Path) -> dict:
     """A YAML file as DVC reads it (YAML 1.2); a ValueError names the file and the line that is wrong."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError(f"{path} opens more than {MOST_BRACKETS} brackets; remedy: a file with the values")
+        values = yaml.load(text, Loader)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; remedy: git checkout -- {Path(path).name}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; remedy: a file with the values") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid YAML: byte {error.start} is not UTF-8; remedy: save it as such"
+        ) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {_yaml_error(error)}") from None
+    if _is_deep(values, MOST_DEPTH):
+        raise ValueError(f"{path} has tables within tables deeper than {MOST_DEPTH}; remedy: remove some")
     return table_of({str(path): values}, str(path))
+
+
+def _yaml_error(error: Exception) -> str:
+    """An error of PyYAML in one line: what is wrong, in which line."""
+    if mark := getattr(error, "problem_mark", None):
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    """Whether tables and lists stand in each other more than so many times."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most < 0 or any(_is_deep(item, most - 1) for item in inner)
 
 
 def overrides_of(settings: list[str]) -> dict:
@@ -52,7 +95,7 @@ def overrides_of(settings: list[str]) -> dict:
         try:
             table = {key: yaml.load(value, Loader)}
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {setting!r}: the value is not valid YAML: {error}") from None
+            raise ValueError(f"--set {setting!r}: the value is not valid YAML: {_yaml_error(error)}") from None
         for section in reversed(sections):
             table = {section: table}
         tables = merge(tables, table)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("files", "models")  # the modules of cases
+KINDS = ("files", "models", "params", "notebooks", "mirrors")  # the modules of cases
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The first call of every notebook: where it works from, and what it refuses."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,37 @@ def test_bars_that_find_no_widgets_do_not_warn():
     warning = "from tqdm import TqdmWarning; import warnings; warnings.warn('IProgress not found.', TqdmWarning)"
     assert "IProgress not found" in python(warning, ROOT).stderr, "vacuous: nothing would have been shown"
     assert "IProgress not found" not in python(f"{PRINT}\n{warning}", ROOT).stderr
+
+
+CELLS = {  # what papermill's kernel has run before the first call
+    "seeds = 5": "papermill was given seeds, but a notebook's only parameter is size; remedy: all other values are in",
+    'size = "nano"\nlr = [1, 2]': "papermill was given lr, but",
+    'size = "nanno"': "",
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_papermill_with_a_parameter_that_does_not_exist_is_an_error(cell, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    sources = ["size = None", f"# Parameters\n{cell}\n", "import os\n\nfrom f2llm.pipeline.boot import boot"]
+    sources += ["try:\n    print(boot('nano').name)\nexcept ValueError as error:\n    print(error)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    (output,) = notebook.cells[-1].outputs
+    expected = CELLS[cell]
+    assert output.text.startswith(expected) if expected else output.text == "nano\n"
+
+
+def test_the_first_cell_of_a_notebook_alone_says_to_clone_the_repository(tmp_path):
+    """As Colab opens it: f2llm cannot be imported."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        (tmp_path / "alone.py").write_text("".join(cells[1]["source"] + ["\n"] + cells[2]["source"]))
+    hidden = "import sys; sys.modules['f2llm'] = None; exec(open('alone.py').read())"
+    done = python(hidden, tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ModuleNotFoundError: ")
+    assert "remedy: git clone its repository, pip install -e . there" in last
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.py"]

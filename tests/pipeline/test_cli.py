@@ -124,6 +124,33 @@ def test_a_missing_notebook_is_named(tmp_path):
         code_of(tmp_path / "absent.ipynb")
 
 
+def test_a_notebook_that_does_not_exist_is_named_before_anything_is_made():
+    done = f2llm("run", "06_prnue")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith(
+        "error: there is no notebooks/06_prnue.ipynb; did you mean '06_prune'?; remedy: one of"
+    )
+
+
+def test_commands_work_from_a_subfolder_and_leave_nothing_there(params, tmp_path):
+    (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "below" / "deeper").mkdir(parents=True)
+    cwd = tmp_path / "below" / "deeper"
+    done = f2llm("config", "nano", "../config.yaml", cwd=cwd)
+    assert done.returncode == 0 and read_yaml(tmp_path / "below" / "config.yaml")["name"] == "nano", done.stderr
+    done = f2llm("code", "../../code", cwd=cwd)
+    assert done.returncode == 0 and len(list((tmp_path / "code").iterdir())) == 11, done.stderr
+    done = f2llm("fetch", "--set", "data.from=released", "--set", "data.only=[sqad]", cwd=cwd)
+    assert "did you mean 'squad'" in done.stderr
+    done = f2llm("run", "06_prune", cwd=cwd)
+    assert done.returncode == 1 and done.stderr.startswith("error: notebooks/06_prune.ipynb, cell ")
+    assert (tmp_path / "runs" / "06_prune.ipynb").exists(), "vacuous: it did not run"
+    assert list(cwd.iterdir()) == [] and sorted(path.name for path in cwd.parent.iterdir()) == ["config.yaml", "deeper"]
+
+
 # Data -------------------------------------------------------------------------------------------
 
 
