@@ -2,9 +2,11 @@
 
 import math
 from collections import Counter
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import SMALL_SOURCES
 
@@ -156,6 +158,23 @@ def test_rows_with_too_few_negatives_are_counted(small_store, tiny_training):
     batches = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
     assert batches.too_few == {"pairs": 1}
     assert 3 not in batches.rows["pairs"] and len(batches.rows["pairs"]) == SMALL_SOURCES["pairs"][0] - 1
+
+
+@pytest.mark.parametrize(("counts", "drawn", "rows"), [([0, 0, 0], 0, 3), ([1, 2, 2], 2, 2), ([0, 1, 2, 5], 5, 1)])
+def test_where_no_row_has_as_many_negatives_as_asked_for_the_median_is_drawn(
+    small_store, tiny_training, counts, drawn, rows
+):
+    """With one row that has enough, rows with fewer are left out, as before."""
+    asked = replace(tiny_training, hard_negatives=HardNegatives(retrieval=5, clustering=1, classification=1))
+    table = small_store.tables["pairs"].slice(0, len(counts))
+    column = pa.array([list(range(count)) for count in counts], type=pa.list_(pa.int32()))
+    store = copy(small_store)
+    store.tables = {"pairs": table.set_column(table.column_names.index("negatives"), "negatives", column)}
+    store.sources = {"pairs": small_store.sources["pairs"]}
+    batches = HomogeneousBatches(store, asked, seed=0, stage1=False)
+    assert batches.num_negatives("pairs") == drawn and len(batches.rows["pairs"]) == rows
+    assert batches.draws == ({"pairs": drawn} if drawn < 5 else {})
+    assert batches[0].hard_negatives.shape == (rows, drawn)
 
 
 # Contents ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Embeddings against transformers' padded forward pass and sentence-transformers, and what must not change them."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,37 @@ def test_every_text_ends_with_exactly_one_eos(embedder):
     assert [row[-1] for row in ids] == [eos] * len(TEXTS)
     assert ids[TEXTS.index("")] == [eos]
     assert max(map(len, ids)) == embedder.max_tokens, "vacuous: no text was cut"
+
+
+class Recorder:
+    """A tokenizer's backend that remembers the lengths of the texts that it was given."""
+
+    def __init__(self, backend):
+        self.backend, self.lengths = backend, []
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def encode_batch_fast(self, texts, **options):
+        self.lengths += map(len, texts)
+        return self.backend.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "a", "lazy dog ", "ᄒ\u1161\u11ab", "e\u0301", "言語", "\u200b", "👩\u200d🚀", "7", "\n\n"]
+)
+def test_what_lies_far_behind_the_limit_is_not_read_and_changes_nothing(embedder, piece):
+    text = f"the fox {piece * 200_000} end"
+    embedder.tokenizer.backend_tokenizer.enable_truncation(embedder.max_tokens - 1)
+    whole = embedder.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    recorder = Recorder(embedder.tokenizer.backend_tokenizer)
+    plain = embedder.tokenizer
+    embedder.tokenizer = SimpleNamespace(
+        backend_tokenizer=recorder, eos_token_id=plain.eos_token_id, get_vocab=plain.get_vocab
+    )
+    (ids,) = embedder.tokenize([text])
+    assert ids == [*whole, plain.eos_token_id]
+    assert recorder.lengths and max(recorder.lengths) < 0.05 * len(text)
 
 
 def test_the_saved_tokenizer_appends_eos_by_itself(embedder, tmp_path):

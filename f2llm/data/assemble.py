@@ -9,40 +9,59 @@ import json
 import multiprocessing
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from ..config import Data
 from ..store.files import whole_folder
 from ..store.tuples import DOCUMENTS, SCHEMA, ArrowWriter
 from ..text import normalise
-from .clean import Duplicates, EvaluationTexts, Positives, digest
+from .clean import Duplicates, EvaluationTexts, Positives, digest, fault_of, is_unicode, texts_compared
+from .held_out import HeldOut
 
 SHOWN = 3  # samples kept in the manifest for each reason to drop a row
 SHOWN_CHARACTERS = 200
+HELD_OUT = "held out for evaluation"
+NO_EVALUATION_TEXTS = {"name", "type", "instruction", "languages", "label", "labels", "distractors"}
 
 
 def assemble(
-    parts: list, records_of: Callable, evaluation: list[dict], data: Data, seed: int, out: Path, workers: int = 1
+    parts: list,
+    records_of: Callable,
+    evaluation: list[dict],
+    data: Data,
+    seed: int,
+    out: Path,
+    workers: int = 1,
+    held_out: dict[str, HeldOut] | None = None,
 ) -> dict[str, dict]:
     """Write the tuples of `parts` and the evaluation tasks under `out`; returns {part name: its manifest entry}.
 
     records_of(part) returns an iterator over the records of a `f2llm.data.sources.Part`; it is called in `workers`
-    processes. Duplicates and evaluation texts are dropped and counted by the rules in `data`. The same inputs give the
-    same bytes, for any number of workers and any hash seed; the files of a part do not depend on the other parts.
+    processes. Duplicates and evaluation texts are dropped and counted by the rules in `data`, and so are rows that
+    `f2llm.data.held_out` chose, whose tasks are written too. The same inputs give the same bytes, for any number of
+    workers and any hash seed. A part is cleaned of texts of the tasks, and its given negatives of the positives in all
+    parts of its source; otherwise its files do not depend on other parts.
     """
-    with whole_folder(out) as folder:
+    held_out = held_out or {}
+    evaluation = [*evaluation, *(of.task for of in held_out.values() if of.task)]
+    with whole_folder(out) as folder, TemporaryDirectory() as scratch:
         for name in ("documents", "tuples", "evaluation"):
             (folder / name).mkdir()
-        work = (folder, records_of, list(texts_of(evaluation)), data, seed)
+        work = (folder, Path(scratch), records_of, list(texts_of(evaluation)), data, seed, held_out)
         if workers > 1 and len(parts) > 1:
             context = multiprocessing.get_context("spawn")  # forking a process that has threads may deadlock
             with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=work) as pool:
+                _write_pairs_of_sources(parts, pool.map, Path(scratch))
                 entries = list(pool.map(_assemble_part, parts))
         else:
             _start(*work)
+            _write_pairs_of_sources(parts, map, Path(scratch))
             entries = [_assemble_part(part) for part in parts]
         for task in evaluation:
             path = folder / "evaluation" / f"{task['name']}.json"
@@ -53,11 +72,14 @@ def assemble(
 
 
 def texts_of(value) -> Iterator[str]:
-    """Yields every text in the data of evaluation tasks; names, instructions, language codes and labels are skipped."""
+    """Yields every text in the data of evaluation tasks that training must not see.
+
+    Names, instructions, language codes and labels are skipped, and distractors, which are training texts.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for key in value.keys() - {"name", "type", "instruction", "languages", "label", "labels"}:
+        for key in value.keys() - NO_EVALUATION_TEXTS:
             yield from texts_of(value[key])
     elif isinstance(value, list):
         for item in value:
@@ -69,18 +91,42 @@ def texts_of(value) -> Iterator[str]:
 _work = None  # the inputs that all parts share, set once per process by _start
 
 
-def _start(folder: Path, records_of: Callable, evaluation: list[str], data: Data, seed: int) -> None:
+def _start(
+    folder: Path, scratch: Path, records_of: Callable, evaluation: list[str], data: Data, seed: int, held_out: dict
+) -> None:
     global _work
-    _work = (folder, records_of, EvaluationTexts(evaluation, data.decontaminate), data, seed)
+    _work = (folder, scratch, records_of, EvaluationTexts(evaluation, data.decontaminate), data, seed, held_out)
+
+
+def _write_pairs_of_sources(parts: list, mapped: Callable, scratch: Path) -> None:
+    """Write scratch/<source>.npy for each source of several parts: hashes of the pairs of query and passage of all."""
+    of_source = defaultdict(list)
+    for part in parts:
+        of_source[part.source.name].append(part)
+    for source, several in of_source.items():
+        if len(several) > 1:
+            np.save(scratch / f"{source}.npy", np.unique(np.concatenate(list(mapped(_pairs_of, several)))))
+
+
+def _pairs_of(part) -> np.ndarray:
+    """Hashes of the pairs of query and passage of a part."""
+    _, _, records_of, _, data, *_ = _work
+    return Positives(records_of(part), data.deduplicate, part.source.symmetric).hashes()
 
 
 def _assemble_part(part) -> dict:
     """Write the files of one part; returns its entry in the manifest."""
-    folder, records_of, evaluation, data, seed = _work
-    counts = Counts()
+    folder, scratch, records_of, evaluation, data, seed, held_out = _work
+    counts, held = Counts(), held_out.get(part.name)
     given = part.ready_made and data.source != "embedded"  # the embedded sources have no negatives of their own
-    positives = Positives(records_of(part) if given else (), data.deduplicate)
-    kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), positives, counts)
+    others = scratch / f"{part.source.name}.npy"
+    positives = Positives(
+        records_of(part) if given else (),
+        data.deduplicate,
+        part.source.symmetric,
+        np.load(others, mmap_mode="r") if others.exists() else None,
+    )
+    kept = _clean(records_of(part), evaluation, Duplicates(data.deduplicate), positives, held, counts)
     with _Rows(folder, part.name) as rows:
         if part.ready_made:
             for record in kept:
@@ -93,20 +139,24 @@ def _assemble_part(part) -> dict:
             f"source '{part.source.name}': no row of {part.name} is left of {counts.drawn} that were drawn "
             f"({dict(counts.dropped)}); remedy: look at its files, its fields in data/sources.yaml, or data.leave_out"
         )
-    return asdict(part.source) | {
-        "source": part.source.name,
-        "revision": part.revision,
-        "inputs": part.inputs,
-        "drawn": counts.drawn,
-        "kept": rows.num_rows,
-        "dropped": dict(sorted(counts.dropped.items())),
-        "dropped_samples": counts.samples,
-        "languages": dict(sorted(rows.languages.items())),
-        "documents": len(rows.documents),
-        "negatives": _origin_of_negatives(part, data, rows.num_negatives),
-        "rows_by_negatives": {str(num): count for num, count in sorted(rows.num_negatives.items())},
-        "negatives_removed": counts.negatives_removed,
-    }
+    return (
+        asdict(part.source)
+        | {
+            "source": part.source.name,
+            "revision": part.revision,
+            "inputs": part.inputs,
+            "drawn": counts.drawn,
+            "kept": rows.num_rows,
+            "dropped": dict(sorted(counts.dropped.items())),
+            "dropped_samples": counts.samples,
+            "languages": dict(sorted(rows.languages.items())),
+            "documents": len(rows.documents),
+            "negatives": _origin_of_negatives(part, data, rows.num_negatives),
+            "rows_by_negatives": {str(num): count for num, count in sorted(rows.num_negatives.items())},
+            "negatives_removed": counts.negatives_removed,
+        }
+        | ({"held_out": held.note} if held else {})
+    )
 
 
 def _origin_of_negatives(part, data: Data, num_negatives: Counter) -> str:
@@ -141,16 +191,17 @@ def _clean(
     evaluation: EvaluationTexts,
     duplicates: Duplicates,
     positives: Positives,
+    held_out: HeldOut | None,
     counts: Counts,
 ) -> Iterator[dict]:
     """Yields the records to train on, without invalid negatives; what is dropped is counted in `counts`.
 
-    Negatives are invalid if they are empty, not Unicode, the query, or its passage in any row of the part. A row
-    that is repeated later has the negatives of its repetitions too.
+    Negatives are invalid if they are empty, not Unicode, the query, or its passage in any row of the source. A row
+    that is repeated later in its part has the negatives of its repetitions too.
     """
     for record in records:
         counts.drawn += 1
-        if reason := _reason_to_drop(record, evaluation, duplicates):
+        if reason := _reason_to_drop(record, evaluation, duplicates, held_out.queries if held_out else ()):
             counts.drop(reason, record)
             continue
         if negatives := _given_negatives(record, duplicates, positives):
@@ -171,58 +222,69 @@ def _given_negatives(record: dict, duplicates: Duplicates, positives: Positives)
 
 def _is_negative(text: str, record: dict, positives: Positives) -> bool:
     """Whether a text may be a negative of a record: a text, not the query itself, and no known answer to it."""
-    if not text or not _valid(text):
+    if not text or not is_unicode(text):
         return False
     folded, query = normalise(text), normalise(record["query"])
     return folded not in (query, normalise(record["passage"])) and not positives.has(query, folded)
 
 
-def _reason_to_drop(record: dict, evaluation: EvaluationTexts, duplicates: Duplicates) -> str | None:
-    other = "passage" if "passage" in record else "label"
-    pair = (record["query"], record[other])
-    for key, text in zip(("query", other), pair):
-        if not text.strip():
-            return f"empty {key}"
-        if not _valid(text):
-            return f"{key} is not valid Unicode"
-    folded = (normalise(pair[0]), normalise(pair[1]))
-    if not all(folded):
-        return "nothing but punctuation"
-    if reason := evaluation.overlap(*(folded if other == "passage" else folded[:1])):
+def _reason_to_drop(
+    record: dict, evaluation: EvaluationTexts, duplicates: Duplicates, held_out: Container[bytes]
+) -> str | None:
+    pair, folded = texts_compared(record)
+    if reason := fault_of(record):
+        return reason
+    if digest(folded[0]) in held_out:
+        return HELD_OUT
+    if reason := evaluation.overlap(*(folded if "passage" in record else folded[:1])):
         return reason
     if folded[0] == folded[1]:
-        return f"query equals {other}"
+        return f"query equals {'passage' if 'passage' in record else 'label'}"
     return "seen before" if duplicates.repeated(pair, folded) else None
-
-
-def _valid(text: str) -> bool:
-    """Whether a text is valid Unicode: it has no lone surrogates, which escapes in JSON can produce."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _write_labelled(rows: "_Rows", records: list[dict], source, num_negatives: int, seed: str, counts: Counts) -> None:
     """Write tuples from labels: the positive is another text of the same label, negatives are texts of other labels.
 
-    In two-way classification the positive and the only negative are the labels themselves.
+    In two-way classification the positive and the only negative are the labels themselves. A text may have several
+    labels, in several rows: no negative shares a label with its query.
     """
     if source.task == "clustering":
         records = _not_alone(records, counts)
-    draw, by_label = random.Random(seed), defaultdict(list)
+    draw, by_label, labels_of = random.Random(seed), defaultdict(list), defaultdict(set)
     for record in records:
         by_label[record["label"]].append(record["query"])
+        labels_of[normalise(record["query"])].add(record["label"])
     _check_labels(source, by_label)
     for record in records:
-        label = record["label"]
-        others = [other for other in by_label if other != label]
+        label, own, passage = record["label"], normalise(record["query"]), record["query"]
+        others = [other for other in by_label if other not in labels_of[own]]
+        if not others:
+            counts.drop("text of all labels", record)
+            continue
         if source.task == "classification":
             rows.write(record, label, others, group=label)
             continue
-        own, passage = normalise(record["query"]), record["query"]
         while normalise(passage) == own:
             passage = draw.choice(by_label[label])
         drawn = draw.sample(others, min(num_negatives, len(others)))
         drawn += draw.choices(others, k=num_negatives - len(drawn))
-        rows.write(record, passage, [draw.choice(by_label[other]) for other in drawn], group=label)
+        negatives = [draw.choice(by_label[other]) for other in drawn]
+        for place, text in enumerate(negatives):
+            if not labels_of[own].isdisjoint(labels_of[normalise(text)]):
+                counts.negatives_removed += 1
+                negatives[place] = _without_labels(labels_of[own], others, by_label, labels_of, draw)
+        rows.write(record, passage, [text for text in negatives if text is not None], group=label)
+
+
+def _without_labels(labels: set, others: list, by_label: dict, labels_of: dict, draw: random.Random) -> str | None:
+    """A text of one of `others` that has none of `labels`; None if there is no such text."""
+    for _ in range(100):
+        text = draw.choice(by_label[draw.choice(others)])
+        if labels.isdisjoint(labels_of[normalise(text)]):
+            return text
+    texts = [text for other in others for text in by_label[other] if labels.isdisjoint(labels_of[normalise(text)])]
+    return draw.choice(texts) if texts else None
 
 
 def _not_alone(records: list[dict], counts: Counts) -> list[dict]:

@@ -5,6 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
+
 from ..text import normalise
 
 NGRAM = 13  # texts that share this many consecutive words count as copies; Brown et al., arXiv 2005.14165, app. C
@@ -16,6 +18,28 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 def digest(text: str) -> bytes:
     """A 16-byte hash of a text; among 2**40 texts a collision has a probability of about 10**-15."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def texts_compared(record: dict) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Query and passage (or label) of a record as they are, and normalised."""
+    pair = (record["query"], record["passage" if "passage" in record else "label"])
+    return pair, (normalise(pair[0]), normalise(pair[1]))
+
+
+def fault_of(record: dict) -> str | None:
+    """Why a record cannot be used at all: a text that is empty, no Unicode, or nothing but punctuation."""
+    pair, folded = texts_compared(record)
+    for key, text in zip(("query", "passage" if "passage" in record else "label"), pair):
+        if not text.strip():
+            return f"empty {key}"
+        if not is_unicode(text):
+            return f"{key} is not valid Unicode"
+    return None if all(folded) else "nothing but punctuation"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is valid Unicode: it has no lone surrogates, which escapes in JSON can produce."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def ngrams(text: str, num: int = NGRAM) -> Iterable[bytes]:
@@ -45,23 +69,33 @@ class Positives:
     """The pairs of query and passage in all rows of a part, and the negatives of rows that repeat an earlier pair.
 
     A passage that answers a query in one row is no negative of that query in another; a repeated row is dropped, but
-    not its negatives. rule: as for `Duplicates`. Deviation: the authors' released negatives are used without this.
+    not its negatives. rule: as for `Duplicates`. symmetric: a passage is answered by its query, too. others: `hashes`
+    of all parts of the source, sorted. Deviation: the authors' released negatives are used without this.
     """
 
-    def __init__(self, records: Iterable[dict], rule: str):
-        self.pairs, self.repeated = set(), defaultdict(list)
+    def __init__(self, records: Iterable[dict], rule: str, symmetric: bool = False, others: np.ndarray | None = None):
+        self.pairs, self.repeated, self.others = set(), defaultdict(list), others
         first = Duplicates(rule)
         for record in records:
             if "passage" in record:
                 pair = (record["query"], record["passage"])
                 folded = (normalise(pair[0]), normalise(pair[1]))
-                self.pairs.add(_key(folded))
+                self.pairs |= {_key(folded), _key(folded[::-1])} if symmetric else {_key(folded)}
                 if first.repeated(pair, folded) and record.get("negatives"):
                     self.repeated[first.key(pair, folded)] += record["negatives"]
 
     def has(self, query: str, passage: str) -> bool:
         """Whether the normalised passage answers the normalised query."""
-        return _key((query, passage)) in self.pairs
+        key = _key((query, passage))
+        if key in self.pairs or self.others is None:
+            return key in self.pairs
+        number = np.frombuffer(key[:8], np.uint64)[0]
+        place = int(np.searchsorted(self.others, number))
+        return place < len(self.others) and self.others[place] == number
+
+    def hashes(self) -> np.ndarray:
+        """64-bit hashes of the pairs, sorted; a chance collision only removes one negative."""
+        return np.sort(np.frombuffer(b"".join(key[:8] for key in sorted(self.pairs)), np.uint64))
 
 
 def _key(pair: tuple[str, str]) -> bytes:

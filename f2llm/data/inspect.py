@@ -18,6 +18,8 @@ from .readers import Table, excerpt, open_table
 
 SAMPLE = 2000  # rows sampled to measure lengths and scripts
 SAMPLE_CHARACTERS = 4_000_000  # most characters sampled of one column: a tokenizer reads them in seconds
+SAMPLE_TEXT = 100_000  # characters that are kept of a sampled text: many times the longest that a model reads
+LONGEST_TEXT = 4_000_000  # characters that are kept of the longest text
 SHOWN = 100  # messages printed per kind of problem; further ones are only counted
 SHOWN_LABELS = 5
 SHOWN_TOKENS = 40
@@ -29,6 +31,7 @@ WARNINGS = (
     "repeated row, but for case and punctuation",
     "fewer negatives than most rows",
     "label of a single text",
+    "text of several labels",
     "column without a use",
 )
 
@@ -50,6 +53,7 @@ class Report:
     counts: dict[str, int]
     samples: dict[str, list[str]]
     shown: list[str]
+    rows_by_negatives: dict[int, int]
 
     @property
     def usable(self) -> bool:
@@ -122,6 +126,7 @@ def check_file(
         counts=dict(findings.counts),
         samples=dict(findings.samples),
         shown=[line for lines in seen for line in lines],
+        rows_by_negatives={int(num): int(count) for num, count in rows["num_negatives"].value_counts().items()},
     )
 
 
@@ -269,7 +274,7 @@ def _check_num_negatives(path: Path, rows: pd.DataFrame, findings: Findings) -> 
 
 
 def _check_labels(table: Table, task: str, rows: pd.DataFrame, labels: list[str], findings: Findings) -> None:
-    """Finds a number of labels that the task does not allow, and labels with one text only."""
+    """Finds a number of labels that the task does not allow, labels of one text only, and texts of several labels."""
     rule = {"classification": "exactly two", "clustering": "two or more"}[task]
     if len(labels) < 2 or (task == "classification" and len(labels) > 2):
         some = excerpt(labels[:SHOWN_LABELS])
@@ -278,6 +283,9 @@ def _check_labels(table: Table, task: str, rows: pd.DataFrame, labels: list[str]
     single = by_label["query"].nunique() == 1
     for label, number in by_label["row"].min()[single].items():
         findings.add("label of a single text", where(table, number, "label", labels[label]))
+    by_text = rows[rows["complete"] == 1].groupby("query")
+    for number in sorted(by_text["row"].min()[by_text["label"].nunique() > 1]):
+        findings.add("text of several labels", f"{table.path}, row {number}: other rows give it other labels")
 
 
 class Sample:
@@ -290,13 +298,13 @@ class Sample:
 
     def add(self, row: Row) -> None:
         if len(self.first) < 3:
-            self.first.append(row.record)
+            self.first.append(_cut(row.record))
         for name, text in zip(row.columns, row.texts):
             if len(text) > len(self.longest.get(name, "")):
-                self.longest[name] = text
+                self.longest[name] = text[:LONGEST_TEXT]
         place = len(self.records) if len(self.records) < SAMPLE else int(self.draw.random() * row.number)
         if place < SAMPLE:
-            self.records[place : place + 1] = [row.record]
+            self.records[place : place + 1] = [_cut(row.record)]
 
     def texts(self, name: str) -> list[str]:
         """The sampled texts of a column, up to SAMPLE_CHARACTERS in all, and the longest text of the file."""
@@ -307,6 +315,15 @@ class Sample:
                 if characters <= SAMPLE_CHARACTERS and len(texts) < SAMPLE:
                     texts.append(text)
         return [*texts, self.longest[name]] if name in self.longest else texts
+
+
+def _cut(record: dict) -> dict:
+    """The record with texts of at most SAMPLE_TEXT characters, so that a sample of huge texts fits into memory."""
+
+    def cut(value):
+        return [text[:SAMPLE_TEXT] for text in value] if isinstance(value, list) else value and value[:SAMPLE_TEXT]
+
+    return {key: cut(value) for key, value in record.items()}
 
 
 # Lengths, scripts, and what the model sees ------------------------------------------------------

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..store.tuples import OWN
+
 COLUMNS = ["model", "task", "type", "score"]
 
 
@@ -26,13 +28,32 @@ def mean_by_language(by_subset: pd.DataFrame) -> pd.DataFrame:
     return bitext.groupby(["model", "task", "language"], as_index=False, sort=False)["score"].mean().round(4)
 
 
+def by_origin(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{where tasks come from: their rows}: local data, if rows of it were held out, before the embedded corpus."""
+    own = scores["task"].str.endswith(OWN)
+    if not own.any():
+        return {"held-out tasks of the embedded corpus": scores}
+    return {"held-out rows of your data": scores[own], "the kit's own tasks, not your data": scores[~own]}
+
+
+def judged(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a run is judged by: on held-out rows of local data, or all rows where there is no such task."""
+    return next(iter(by_origin(scores).values()))
+
+
 def metrics(scores: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """{model: {mean, retrieval_and_bitext, mean of each type}} for `dvc metrics`."""
-    by_model = {}
-    for model, rows in scores.groupby("model", sort=False):
+    """{model: {mean, retrieval_and_bitext, mean of each type}} for `dvc metrics`.
+
+    A run with held-out local data has these of its own tasks, and `embedded`, the mean of the kit's tasks.
+    """
+    by_model, (own, *embedded) = {}, by_origin(scores).values()
+    embedded = embedded[0].groupby("model")["score"].mean() if embedded else {}
+    for model, rows in own.groupby("model", sort=False):
         searched = rows[rows["type"].isin(["Retrieval", "BitextMining"])]
-        means = {"mean": rows["score"].mean(), "retrieval_and_bitext": searched["score"].mean()}
+        means = {"mean": rows["score"].mean()}
+        means |= {"retrieval_and_bitext": searched["score"].mean()} if len(searched) else {}
         means |= rows.groupby("type")["score"].mean().to_dict()
+        means |= {"embedded": embedded[model]} if model in embedded else {}
         by_model[model] = {key: round(float(value), 4) for key, value in means.items()}
     return by_model
 

@@ -37,8 +37,9 @@ def _train_and_test(data: dict) -> DatasetDict:
 
 def _retrieval(data: dict) -> dict:
     parts = data["default"]
+    texts = [*parts["corpus"], *parts.get("distractors", [])]
     queries = [{"id": f"q{number}", "text": text} for number, text in enumerate(parts["queries"])]
-    corpus = [{"id": f"d{number}", "title": "", "text": text} for number, text in enumerate(parts["corpus"])]
+    corpus = [{"id": f"d{number}", "title": "", "text": text} for number, text in enumerate(texts)]
     relevant = {f"q{number}": {f"d{row}": 1 for row in rows} for number, rows in enumerate(parts["relevant"])}
     candidates = None
     if "candidates" in parts:
@@ -80,7 +81,7 @@ def mteb_task(task: dict):
     languages = task["languages"]
     metadata = TaskMetadata(
         name=task["name"],
-        description=f"Embedded evaluation task of type {task['type']}: {task['instruction']}",
+        description=f"Evaluation task of type {task['type']}: {task['instruction']}",
         reference=None,
         type=task["type"],
         category="t2c" if task["type"] in ("Classification", "Clustering") else "t2t",

@@ -82,7 +82,7 @@ def _mine_part(store: TupleStore, part: str, rules: Mine, miner, instruction: st
         encode, prompt = partial(miner.encode_queries, instruction=instruction), prompted("", instruction)
         queries = Blocks([encoded(block, f"query {prompt}", encode) for block in _queries(table, miner.block)])
     hashes = text_hashes(_queries(table, miner.block)), text_hashes(texts.blocks(miner.block))
-    answers = Answers(*hashes, passages, groups)
+    answers = Answers(*hashes, passages, groups, store.sources[part]["symmetric"])
     if not len(table["negatives"].combine_chunks().flatten()):
         return mine(queries, documents, answers, rules)
     mined = mine(queries, documents, answers, replace(rules, drop_short=False))

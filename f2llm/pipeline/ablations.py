@@ -20,6 +20,7 @@ from scipy.stats import t as student_t
 
 from ..config import load_config, overrides_of, read_yaml, resolve
 from ..data.registry import choose_sources, load_registry
+from ..evaluation.results import judged
 from ..store.code import code_digests, imported_modules
 from ..store.files import alone_in, sha256
 from ..store.run_log import duration
@@ -154,12 +155,12 @@ def finished() -> dict[str, str]:
 
 
 def _means(reference: str) -> dict[str, float]:
-    """Mean scores of an experiment's models, and of model@dim where shorter embeddings were scored."""
+    """Mean scores (`judged`) of an experiment's models, and of model@dim where shorter embeddings were scored."""
     scores, dims = (
         pd.read_csv(io.StringIO(_git("show", f"{reference}:results/{name}.csv"))) for name in ("scores", "dims")
     )
     dims = dims.assign(model=dims["model"] + "@" + dims["dim"].astype(str))
-    return pd.concat([scores, dims]).groupby("model")["score"].mean().to_dict()
+    return judged(pd.concat([scores, dims], ignore_index=True)).groupby("model")["score"].mean().to_dict()
 
 
 # Running ----------------------------------------------------------------------------------------

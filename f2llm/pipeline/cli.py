@@ -218,11 +218,18 @@ def check(
     instruction: Annotated[str | None, typer.Option(help="what is put before its queries")] = None,
     model: Annotated[Path | None, typer.Option(help="whose tokens are counted")] = None,
 ) -> None:
-    """Check a file of training data: prints a report; exit code 0 if the file is usable, 1 if it has problems."""
+    """Check a file of training data: prints a report; exit code 0 if the file is usable, 1 if it has problems.
+
+    A usable file is also held against the recipe of params.yaml that would train on it.
+    """
+    from ..data.fit import fit
     from ..data.inspect import check_file
 
-    report = check_file(file, load_config().stage2.max_tokens, task=task, instruction=instruction, model=model)
+    config = load_config()
+    report = check_file(file, config.stage2.max_tokens, task=task, instruction=instruction, model=model)
     print(report)
+    if report.usable:
+        print(*fit(report, config), sep="\n")
     raise typer.Exit(not report.usable)
 
 

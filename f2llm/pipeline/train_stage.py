@@ -83,6 +83,8 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
     """Read the inputs of one training, train or resume, and write the model."""
     machine, training, first = config.machine, one.training, distributed.rank() == 0
     batches = HomogeneousBatches(TupleStore(), training, config.seed, stage1=stage == "stage1")
+    if first and batches.draws:
+        print(f"{one.name}: sources without as many hard negatives as asked for draw {batches.draws}", flush=True)
     if first and batches.too_few:
         print(f"{one.name}: rows left out, with fewer hard negatives than a step draws: {batches.too_few}", flush=True)
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.registry import PUBLISHED, Source
+from ..evaluation.results import by_origin
 from .tables import by_models, label, read_scores, table_by_type
 
 RESULT_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
@@ -29,14 +30,11 @@ def markdown(table: pd.DataFrame) -> str:
 
 def summary_lines(folder: Path, seconds: int) -> list[str]:
     """The first columns of the results, the path of the report and, unless `seconds` is 0, the run time."""
-    table = table_by_type(read_scores(folder)).iloc[:, :4]
-    lines = [
-        "",
-        "Scores, times 100 (held-out tasks of the embedded corpus):",
-        table.rename_axis(index=None, columns=None).to_string(),
-        "",
-    ]
-    lines.append(f"Report: {Path(folder) / 'results' / 'report.html'}")
+    lines = []
+    for title, scores in by_origin(read_scores(folder)).items():
+        table = table_by_type(scores).iloc[:, :4].rename_axis(index=None, columns=None)
+        lines += ["", f"Scores, times 100 ({title}):", table.to_string()]
+    lines += ["", f"Report: {Path(folder) / 'results' / 'report.html'}"]
     if seconds:
         lines.append(f"Time:   {seconds // 60} min {seconds % 60} s, installation not counted")
     return lines

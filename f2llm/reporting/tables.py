@@ -65,8 +65,10 @@ def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(scores["model"]))
     types = scores.pivot_table(index="model", columns="type", values="score", aggfunc="mean").rename(columns=TYPES)
     between_scripts = scores[scores["task"].str.contains("CrossScript")].groupby("model")["score"].mean()
-    table = types.assign(mean=scores.groupby("model")["score"].mean(), between=between_scripts)
-    first = ["mean", "Bitext", "between", "Retrieval"]
+    table = types.assign(mean=scores.groupby("model")["score"].mean())
+    if len(between_scripts):
+        table = table.assign(between=between_scripts)
+    first = [column for column in ("mean", "Bitext", "between", "Retrieval") if column in table]
     table = table[first + [column for column in types.columns if column not in first]].loc[order]
     return (100 * table).round(1).rename(columns={"mean": "Mean", "between": "Bitext between scripts"}, index=label)
 

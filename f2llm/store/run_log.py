@@ -94,10 +94,12 @@ class Run:
         return (time.monotonic() - self.started) / max(1, done) * (self.num_steps - self.rows[-1]["step"])
 
     def validate(self, step: int, rows: Iterable[dict]) -> None:
-        """Rows of `train.validate`: source, dim, loss, accuracy."""
+        """Rows of `train.validate`: source, dim, loss, accuracy; none if no source has a row to withhold."""
         for row in rows:
             self._add(self.validation, "validation.csv", {"step": step, **row})
         now = [row for row in self.validation if row["step"] == step]
+        if not now:
+            return
         full = max(row["dim"] for row in now)
         wide = [row for row in now if row["dim"] == full]
         if self.board:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 BATCH = 2**16  # rows
+OWN = "-held-out"  # ends the names of evaluation tasks that are made from rows of local data
 SCHEMA = pa.schema(
     {
         "query": pa.large_string(),

@@ -85,7 +85,8 @@ def test_negatives_of_labelled_sources_are_of_other_labels(store, config):
                 groups.setdefault(row["query"], set()).add(row["group"])
             assert all(len(row["negatives"]) == config.data.negatives for row in rows)
             assert all(row["group"] in groups[documents[row["passage"]]] for row in rows)
-            assert all({row["group"]} != groups[documents[other]] for row in rows for other in row["negatives"])
+            shared = [groups[row["query"]] & groups[documents[other]] for row in rows for other in row["negatives"]]
+            assert shared and not any(shared)
         else:
             assert entry["negatives"] == "labels"
             labels = {row["passage"] for row in rows}
@@ -271,6 +272,61 @@ def test_a_given_negative_that_answers_the_query_in_any_row_is_removed(source, d
         expected = ["Third!", "none of them"] if query == "b" else ["fourth", "none of them"]
         assert negatives == expected
     assert entry["negatives_removed"] == 4
+
+
+def test_a_pair_of_a_symmetric_source_counts_in_both_directions(source, data, tmp_path):
+    for symmetric, negatives in ((True, ["d"]), (False, ["A!", "d"])):
+        records = [{"query": "a", "passage": "b"}, {"query": "B", "passage": "c", "negatives": ["A!", "d"]}]
+        of = replace(source("retrieval"), symmetric=symmetric)
+        _, rows = assembled_rows(of, records, tmp_path / str(symmetric), replace(data, source="local"))
+        assert rows[1] == ("B", "c", negatives)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_positive_in_another_part_of_the_source_is_no_negative(source, data, tmp_path, workers):
+    parts = [Part(name, source("retrieval"), (), None, {}, ready_made=True) for name in ("one", "two")]
+    parts.append(Part("three", replace(source("retrieval"), name="other"), (), None, {}, ready_made=True))
+    rules = replace(data, source="released")
+    manifest = assemble(parts, records_by_name, [], rules, 0, tmp_path / "out", workers=workers)
+    store, negatives = TupleStore(tmp_path / "out", mined=None), {}
+    for name in store.sources:
+        (row,) = store.tables[name].to_pylist()
+        negatives[name] = [store.documents[name][negative] for negative in row["negatives"]]
+    assert negatives == {"one": ["x"], "two": ["y"], "three": ["to two!", "z"]}
+    assert [manifest[name]["negatives_removed"] for name in ("one", "two", "three")] == [1, 1, 0]
+
+
+def records_by_name(part) -> list[dict]:
+    """One row; in the first two parts the query is the same, and each has the other's passage as a negative."""
+    query, passage, negatives = {
+        "one": ("Q", "to one", ["to two!", "x"]),
+        "two": ("q", "to two", ["to one", "y"]),
+        "three": ("q", "to three", ["to two!", "z"]),
+    }[part.name]
+    return [{"query": query, "passage": passage, "negatives": negatives}]
+
+
+@pytest.mark.parametrize("task", ["clustering", "classification"])
+def test_a_negative_shares_no_label_with_its_query(source, data, tmp_path, task):
+    labels = "abcd" if task == "clustering" else "ab"
+    records = [{"query": f"{label} {number}", "label": label} for label in labels for number in range(5)]
+    records += [{"query": f"both {number}", "label": label} for number in range(5) for label in "ab"]
+    entry, rows = assembled_rows(source(task), records, tmp_path / "out", data)
+    if task == "classification":
+        assert entry["dropped"] == {"text of all labels": 10} and not any("both" in query for query, *_ in rows)
+        return
+    labels_of = {text: {"a", "b"} if text.startswith("both") else {text[0]} for text, *_ in rows}
+    assert all(labels_of[query].isdisjoint(labels_of[text]) for query, _, negatives in rows for text in negatives)
+    assert {len(negatives) for *_, negatives in rows} == {data.negatives}
+    assert entry["negatives_removed"] > 0, "vacuous: no drawn text had the label"
+
+
+def test_a_label_whose_texts_all_have_the_query_s_label_gives_no_negative(source, data, tmp_path):
+    records = [{"query": text, "label": label} for text in "uvw" for label in "ab"]
+    records += [{"query": text, "label": "a"} for text in "xy"] + [{"query": text, "label": "c"} for text in "st"]
+    _, rows = assembled_rows(source("clustering"), records, tmp_path / "out", data)
+    of_x = {text for query, _, negatives in rows if query == "x" for text in negatives}
+    assert of_x == {"s", "t"}
 
 
 @pytest.mark.parametrize(("rule", "kept"), [("none", 3), ("exact", 2), ("normalised", 1)])

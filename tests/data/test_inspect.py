@@ -205,6 +205,7 @@ FINDINGS = [
     (good(negatives=["one"]), "fewer negatives than most rows", "row 2: 1 instead of 2"),
     (good(negatives=None), "fewer negatives than most rows", "row 2: 0 instead of 2"),
     ([*LABELLED, {"query": "x", "label": "rare"}], "label of a single text", "row 10, label: 'rare'"),
+    ([*LABELLED, {"query": "Text 0", "label": "label 1"}], "text of several labels", "row 1: other rows give it"),
     ([row | {"topic": "t"} for row in GOOD], "column without a use", "t.jsonl: topic"),
 ]
 

@@ -5,7 +5,15 @@ import json
 import pandas as pd
 import pytest
 
-from f2llm.evaluation.results import COLUMNS, mean_by_language, mean_over_subsets, metrics, write_results
+from f2llm.evaluation.results import (
+    COLUMNS,
+    by_origin,
+    judged,
+    mean_by_language,
+    mean_over_subsets,
+    metrics,
+    write_results,
+)
 
 BY_SUBSET = ["model", "task", "type", "subset", "score"]
 ROWS = [("m", "B", "BitextMining", "deu-eng", 0.2), ("m", "B", "BitextMining", "fra-eng", 0.4)]
@@ -34,6 +42,17 @@ def test_metrics_are_means_over_tasks_and_of_each_type():
     rows += [("m", "S", "STS", 0.9), ("m", "T", "STS", 0.7)]
     means = metrics(pd.DataFrame(rows, columns=COLUMNS))
     assert means == {"m": {"mean": 0.6, "retrieval_and_bitext": 0.4, "BitextMining": 0.2, "Retrieval": 0.6, "STS": 0.8}}
+
+
+def test_a_run_is_judged_by_its_own_held_out_rows_where_there_are_any():
+    rows = [("m", "B", "BitextMining", 0.2), ("m", "mine-held-out", "Retrieval", 0.6), ("n", "B", "BitextMining", 0.1)]
+    scores = pd.DataFrame([*rows, ("n", "mine-held-out", "Retrieval", 0.5)], columns=COLUMNS)
+    assert judged(scores)["score"].tolist() == [0.6, 0.5]
+    assert [part["task"].unique().tolist() for part in by_origin(scores).values()] == [["mine-held-out"], ["B"]]
+    means = {"mean": 0.6, "retrieval_and_bitext": 0.6, "Retrieval": 0.6, "embedded": 0.2}
+    assert metrics(scores)["m"] == means and metrics(scores)["n"]["embedded"] == 0.1
+    embedded = scores[scores["task"] == "B"]
+    assert judged(embedded).equals(embedded) and "embedded" not in metrics(embedded)["m"]
 
 
 def test_the_files_of_results_hold_the_tables(tmp_path):

@@ -34,7 +34,9 @@ def write_store(folder: Path, **parts) -> TupleStore:
         records = [dict(zip(SCHEMA.names, (*row, [], "en"))) for row in rows]
         write_arrow(pa.table({"text": documents}, schema=DOCUMENTS), folder / "documents" / f"{name}.arrow")
         write_arrow(pa.Table.from_pylist(records, schema=SCHEMA), folder / "tuples" / f"{name}.arrow")
-    entries = {name: {"negatives": part[0], "instruction": f"Find {name}."} for name, part in parts.items()}
+    entries = {
+        name: {"negatives": part[0], "instruction": f"Find {name}.", "symmetric": False} for name, part in parts.items()
+    }
     hashes = {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*.arrow")}
     (folder / "manifest.json").write_text(json.dumps({"sources": entries, "sha256": hashes}))
     return TupleStore(folder, mined=None)
