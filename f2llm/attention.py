@@ -4,6 +4,7 @@ T tokens of all texts of a pack, N texts, Q queries, H query heads, K key-value 
 of a shared prefix. Registered with transformers as "packed"; where each text begins it reads from the keyword arguments
 of the model's forward pass (cu_seqlens, the cumulative lengths). Three implementations give the same numbers: an
 operator on CPU, torch's varlen attention on Ampere and newer in half precision, torch's SDPA text by text elsewhere.
+Sliding windows and capped scores (Mistral, Gemma) go text by text everywhere.
 """
 
 import inspect
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, Qwen3Model
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
@@ -124,6 +125,40 @@ def attention_by_text(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Ten
     return torch.cat(outputs)
 
 
+def attention_masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """`packed_attention`'s output where a token sees `window` tokens, itself included, and scores are capped.
+
+    softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2 (arXiv 2408.00118). Memory of a text grows
+    with the square of its length.
+    """
+    outputs = []
+    for asking, tokens, count in _runs(cu_seqlens, len(query)):
+        parts = (_by_text(tensor, count) for tensor in (query[asking], key[tokens], value[tokens]))
+        outputs.append(_by_token(_masked(*parts, scale, window, softcap)))
+    return torch.cat(outputs)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None):
+    """Of texts of equal length: query (texts, H, Q, E), key and value (texts, K, T, E) -> (texts, H, Q, E)."""
+    place = torch.arange(key.shape[2], device=query.device)
+    back = place[-query.shape[2] :, None] - place  # (Q, T): how far a key lies before a query
+    seen = (back >= 0) & (back < (window or key.shape[2]))
+    if softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
+    key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
 # The options of varlen_attn changed from release to release: ask for what this one has.
 _VARLEN = inspect.signature(varlen_attn).parameters
 _CAUSAL = {"window_size": (-1, 0)} if "window_size" in _VARLEN else {"is_causal": True}
@@ -158,13 +193,16 @@ def attend_to_prefix(
 
 
 def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=None, max_length_q=None,
-           prefix=None, record=None, **others) -> tuple[Tensor, None]:  # fmt: skip
+           sliding_window=None, softcap=None, prefix=None, record=None, **others) -> tuple[Tensor, None]:  # fmt: skip
     """What transformers calls in every layer: query (1, H, Q, E), key and value (1, K, T, E) -> (1, Q, H, E).
 
-    cu_seq_lens_q: cu_seqlens (N + 1); max_length_q: the longest text. For `Embedder.encode` alone: record, a dictionary
-    that receives {layer: (key, value)}, and prefix, one that was recorded, which stands before every text.
+    cu_seq_lens_q: cu_seqlens (N + 1); max_length_q: the longest text; sliding_window, softcap: of the layer, see
+    `attention_masked`. For `Embedder.encode` alone: record, a dictionary that receives {layer: (key, value)}, and
+    prefix, one that was recorded, which stands before every text.
     """
     if cu_seq_lens_q is None:  # a plain padded batch: transformers has built its mask
+        if softcap is not None:
+            raise ValueError("torch's SDPA cannot cap scores; remedy: attn_implementation eager for a padded batch")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, E)
     if torch.is_autocast_enabled(query.device.type):  # query and key come in float32 from norms with such weights
@@ -172,7 +210,10 @@ def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=Non
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if record is not None:
         record[module.layer_idx] = key, value
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(query.device):
+    window = sliding_window if sliding_window and sliding_window < max_length_q else None
+    if window or softcap:
+        output = attention_masked(query, key, value, cu_seq_lens_q, scaling, window, softcap)
+    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_flash_attention(query.device):
         output = attention_varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling)
     elif query.device.type == "cpu":
         output, logsumexp = packed_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling)
@@ -183,12 +224,25 @@ def attend(module, query, key, value, attention_mask, scaling, cu_seq_lens_q=Non
     return output.unsqueeze(0), None
 
 
-def only_last_tokens(model: Qwen3Model) -> None:
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether every layer sees whole texts and caps no scores, so that a prefix can be computed apart."""
+    config = model.config
+    windows = getattr(config, "sliding_window", None) and (
+        "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    )
+    return not windows and not getattr(config, "attn_logit_softcapping", None)
+
+
+# Decoder layers that `_of_last_tokens` computes: all of Llama's pattern.
+_OF_LLAMA = ("Qwen3DecoderLayer", "Qwen2DecoderLayer", "LlamaDecoderLayer")
+
+
+def only_last_tokens(model: PreTrainedModel) -> None:
     """Let the model's last layer compute nothing but what the last token of every text needs, where asked to.
 
     Keys and values are those of all tokens; queries, output projection and MLP of the last tokens only, since
     nothing reads the others. The result is the same. A forward pass asks for it by `only_last=True` and then gives
-    (1, N, D).
+    (1, N, D). Layers of other patterns than Llama's compute all tokens, of which the last are taken.
     Deviation: the authors compute the whole layer. `_of_last_tokens` follows Qwen3DecoderLayer and Qwen3Attention of
     transformers 5.23 (tests/test_attention.py fails where the installed library computes something else).
     """
@@ -197,9 +251,10 @@ def only_last_tokens(model: Qwen3Model) -> None:
 
 
 def _forward(layer, hidden_states, *others, only_last=False, **kwargs):
-    if only_last:
+    if only_last and type(layer).__name__ in _OF_LLAMA:
         return _of_last_tokens(layer, hidden_states, **kwargs)
-    return type(layer).forward(layer, hidden_states, *others, **kwargs)
+    output = type(layer).forward(layer, hidden_states, *others, **kwargs)
+    return output[:, kwargs["cu_seq_lens_q"][1:].long() - 1] if only_last else output
 
 
 def _of_last_tokens(
@@ -209,14 +264,18 @@ def _of_last_tokens(
     attention, last = layer.self_attn, cu_seq_lens_q[1:].long() - 1
     normed = layer.input_layernorm(hidden_states)
     heads = (-1, attention.head_dim)
-    key = attention.k_norm(attention.k_proj(normed).unflatten(-1, heads)).transpose(1, 2)
+    key = attention.k_proj(normed).unflatten(-1, heads)
     value = attention.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
-    query = attention.q_norm(attention.q_proj(normed[:, last]).unflatten(-1, heads)).transpose(1, 2)
+    query = attention.q_proj(normed[:, last]).unflatten(-1, heads)
+    if hasattr(attention, "q_norm"):  # Qwen3
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key = query.transpose(1, 2), key.transpose(1, 2)
     cos, sin = position_embeddings  # (1, T, E)
     key, _ = apply_rotary_pos_emb(key, key, cos, sin)
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
-    cu_seqlens = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
-    output, _ = attend(attention, query, key, value, None, attention.scaling, **cu_seqlens, **kwargs)
+    options = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+    options["sliding_window"] = getattr(attention, "sliding_window", None)
+    output, _ = attend(attention, query, key, value, None, attention.scaling, **options, **kwargs)
     hidden_states = hidden_states[:, last] + attention.o_proj(output.flatten(2))
     return hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
 
@@ -228,7 +287,7 @@ def has_flash_attention(device: torch.device) -> bool:
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
-NO_MASK = {"full_attention": None, "sliding_attention": None}  # as attention_mask: cu_seqlens say it all, build none
+NO_MASK = torch.empty(1, 1, 0, 0)  # as attention_mask: cu_seqlens say it all; of four dimensions, so none is built
 # What selective recomputation keeps.
 COSTLY = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.f2llm.packed_attention.default]
 if hasattr(torch.ops.torch_attn, "_varlen_attn"):

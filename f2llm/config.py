@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from .store.checked import build, checked, closest, matches, must_be, require
+from .store.model_folder import ARCHITECTURES, OF_LLAMA
 from .store.params import TRAINING_STAGES as TRAINING_STAGES
 from .store.params import overrides_of as overrides_of
 from .store.params import read_yaml, values_of
@@ -86,8 +87,9 @@ class Pretrain:
 @checked
 class Backbone:
     source: Annotated[Literal["embedded", "hub"], Field(alias="from")]
+    architecture: Literal[ARCHITECTURES]  # model_type of transformers
     name: str | None  # of the hub's repository
-    revision: Commit | None
+    revision: Commit | None  # None: of the day of the fetch, which the mirror records
     vocab_size: PositiveInt
     hidden_size: PositiveInt
     intermediate_size: PositiveInt
@@ -100,14 +102,18 @@ class Backbone:
 
     @model_validator(mode="after")
     def _agrees(self):
-        """One that is made here needs an initializer_range and a pretraining, one of the hub a name and a commit."""
-        for key in {"embedded": ("initializer_range", "pretrain"), "hub": ("name", "revision")}[self.source]:
+        """One that is made here is a Qwen3 and needs an initializer_range and a pretraining, one of the hub a name."""
+        for key in {"embedded": ("initializer_range", "pretrain"), "hub": ("name",)}[self.source]:
             missing = f"{key} is null, but backbone.from {self.source} needs it; remedy: name one"
             require(getattr(self, key) is not None, missing)
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads is {self.num_attention_heads}, but must be a multiple of num_key_value_heads, "
             f"{self.num_key_value_heads} (grouped-query attention)",
+        )
+        require(
+            self.source != "embedded" or self.architecture == "qwen3",
+            f"architecture is {self.architecture!r}, but backbone.from embedded makes a qwen3",
         )
         require(
             self.source != "embedded" or self.vocab_size >= 300,
@@ -324,6 +330,11 @@ def write_config(config: Config, path: Path) -> None:
 def _check_sections(config: Config) -> None:
     """What values of several sections must agree on."""
     backbone, stage2, cap = config.backbone, config.stage2, config.data.cap_per_source
+    require(
+        not config.prune.students or backbone.architecture in OF_LLAMA,
+        f"prune.students has {', '.join(config.prune.students)}, but the layers of {backbone.architecture} cannot be "
+        f"pruned, only those of {', '.join(OF_LLAMA)}; remedy: prune.leave_out with all of them",
+    )
     for name, shape in config.prune.students.items():
         require(
             re.fullmatch(r"\w[\w.-]*", name) is not None,

@@ -1,4 +1,4 @@
-"""A causal Qwen3 as an embedding model: the final hidden state of EOS, the last token of every text.
+"""A causal Qwen3, or another decoder, as an embedding model: the final hidden state of EOS, each text's last token.
 
 N texts, T tokens of all of them, D dimensions. Texts are packed: no padding is computed anywhere.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen3Model
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from . import attention
@@ -28,24 +28,27 @@ from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
 MODEL_FILES = ["config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json"]  # without code and pickles
+PROBES = ("It's 2024, isn't it?", "Grüße aus 北京 и हिन्दी", "  two  spaces,\n\ttabs and 12345 lines\n\n")
 WORTH_SHARING = 4  # tokens at the start of all texts from which on computing them once pays
 
 
 class Embedder:
-    """A Qwen3 without language-model head, with its tokenizer and the longest text it takes, in tokens.
+    """A decoder without language-model head, with its tokenizer and the longest text it takes, in tokens.
 
     token_budget: tokens per forward pass. autocast_dtype: of matrix products, where weights are float32 for training.
     """
 
     def __init__(
-        self, model: Qwen3Model, tokenizer: PreTrainedTokenizerBase, max_tokens: int, token_budget: int = 8192
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int, token_budget: int = 8192
     ):
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "the tokenizer has no EOS token, whose hidden state is the embedding; remedy: set eos_token"
             )
-        if max_tokens < 2:
-            raise ValueError(f"max_tokens is {max_tokens}, but one token and EOS are the least: 2")
+        self.before = tokens_before(tokenizer)
+        if max_tokens < 2 + len(self.before):
+            least = 2 + len(self.before)
+            raise ValueError(f"max_tokens is {max_tokens}, but one token, BOS where there is one, and EOS need {least}")
         model.set_attn_implementation(attention.NAME)
         attention.only_last_tokens(model)
         self.model, self.tokenizer = model, tokenizer
@@ -65,7 +68,7 @@ class Embedder:
         device, dtype = device_and_dtype()
         model = load_weights(path, torch.float32 if training else dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
-        check_special_tokens(path, tokenizer)
+        check_tokenizer(path, tokenizer)
         if len(tokenizer) > model.config.vocab_size:
             raise ValueError(
                 f"{path}: the tokenizer has {len(tokenizer)} tokens, but the model only {model.config.vocab_size}; "
@@ -103,7 +106,7 @@ class Embedder:
         return total, total - self.model.embed_tokens.weight.numel()
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text: cut to max_tokens - 1, then exactly one EOS.
+        """Token ids of each text: BOS if the tokenizer puts it there, the text, cut, and exactly one EOS.
 
         Time and memory do not grow with the part of a text that is cut off: only characters that can reach the kept
         tokens are read, four times as many as the longest tokens hold, since normalisation may join characters.
@@ -113,10 +116,10 @@ class Embedder:
         for start in range(0, len(texts), 1024):  # what a tokenizer finds beside ids takes a hundred bytes a token
             with self._tokenizing:
                 backend.no_padding()
-                backend.enable_truncation(self.max_tokens - 1)
+                backend.enable_truncation(self.max_tokens - 1 - len(self.before))
                 cut = [text[:most] for text in texts[start : start + 1024]]
                 found = backend.encode_batch_fast(cut, add_special_tokens=False)
-            ids += [[*encoding.ids, self.tokenizer.eos_token_id] for encoding in found]
+            ids += [[*self.before, *encoding.ids, self.tokenizer.eos_token_id] for encoding in found]
         return ids
 
     def embed(self, token_ids: list[list[int]]) -> Tensor:
@@ -162,7 +165,8 @@ class Embedder:
         if not len(texts):
             return embeddings
         token_ids = self.tokenize([prompted(text, instruction) for text in texts])
-        shared, prefix = common_prefix(token_ids) if self.device.type == "cpu" else 0, {}
+        shares = self.device.type == "cpu" and attention.is_plain(self.model)
+        shared, prefix = common_prefix(token_ids) if shares else 0, {}
         if shared >= WORTH_SHARING:
             prefix = {"prefix": self._keys_and_values(token_ids[0][:shared])}
             token_ids = [ids[shared:] for ids in token_ids]
@@ -217,7 +221,7 @@ class Embedder:
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
 
 
-def load_weights(path: Path, dtype: torch.dtype) -> Qwen3Model:
+def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a folder; ValueError if weights are damaged, of another shape, missing, or left over."""
     try:
         model, report = AutoModel.from_pretrained(
@@ -230,26 +234,51 @@ def load_weights(path: Path, dtype: torch.dtype) -> Qwen3Model:
     return model
 
 
-def check_special_tokens(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError if the tokenizer puts other tokens around a text than the kit does: nothing before, EOS after.
+def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError if texts become other tokens than tokenizer.json says, or stand between other tokens than the kit's.
 
-    A bare backbone may add nothing: the kit then appends EOS. A folder that declares its pooling is what its own
-    tokenizer makes of a text, so there EOS must come from the tokenizer.
+    transformers replaces the tokenizer.json of some model types by a class of its own, which may split texts in another
+    way. Before a text the kit takes BOS or nothing, after it EOS. A bare backbone may add no EOS: the kit then appends
+    it. A folder that declares its pooling is what its own tokenizer makes of a text, so there EOS must come from the
+    tokenizer.
     """
+    written = Tokenizer.from_file(str(path / "tokenizer.json"))
+    written.no_truncation()
+    longest = sorted(tokenizer.get_vocab(), key=lambda token: (-len(token), token))[:300]
+    for text in (*PROBES, tokenizer.convert_tokens_to_string(longest)):
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != written.encode(text, add_special_tokens=False).ids:
+            kind, of = type(tokenizer).__name__, json.loads((path / "config.json").read_text()).get("model_type")
+            shown = repr(text[:60])
+            raise ValueError(
+                f"{path}: transformers reads the tokenizer of a {of!r} as {kind}, which makes other tokens of {shown} "
+                "than its tokenizer.json; remedy: the tokenizer that belongs to such models"
+            )
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
-    allowed = [[*plain, tokenizer.eos_token_id]] + ([] if (path / "modules.json").exists() else [plain])
+    before = tokens_before(tokenizer)
+    whole = [*before, *plain]
+    allowed = [[*whole, tokenizer.eos_token_id]] + ([] if (path / "modules.json").exists() else [whole])
     if ids not in allowed and tokenizer.eos_token_id is not None:
         raise ValueError(
             f"{path}: the tokenizer makes {tokenizer.convert_ids_to_tokens(ids)} of 'a', but the kit's forward pass "
-            f"reads the text and one {tokenizer.eos_token} after it; remedy: a tokenizer.json whose post-processor "
-            "appends EOS and nothing else"
+            f"reads {tokenizer.convert_ids_to_tokens(whole)} and one {tokenizer.eos_token} after it; remedy: a "
+            "tokenizer.json whose post-processor appends EOS and nothing else"
         )
 
 
-def append_eos(eos: str, number: int) -> processors.PostProcessor:
-    """A tokenizer's post-processor that appends one EOS to every text."""
-    return processors.TemplateProcessing(single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, number)])
+def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts before a text: BOS or nothing."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
+
+
+def append_eos(eos: str, number: int, before: list[tuple[str, int]] | None = None) -> processors.PostProcessor:
+    """A tokenizer's post-processor that appends one EOS to every text; before: tokens that it puts before a text."""
+    front = "".join(f"{token} " for token, _ in before or [])
+    tokens = [*(before or []), (eos, number)]
+    return processors.TemplateProcessing(
+        single=f"{front}$A {eos}", pair=f"{front}$A {eos} $B {eos}", special_tokens=list(dict(tokens).items())
+    )
 
 
 def common_prefix(token_ids: list[list[int]]) -> int:

@@ -15,12 +15,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Model
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .config import Prune, Shape
 from .model import Embedder
 from .packing import pack
+from .store.model_folder import OF_LLAMA
 
 LEAST = 1e-300  # the least number to divide by, in float64
 
@@ -40,13 +41,24 @@ class Importance:
     energy: dict[str, Tensor]
 
 
+def require_prunable(model_type: str) -> None:
+    """ValueError unless the layers of such models are Llama's: two norms, attention and a gated MLP."""
+    if model_type not in OF_LLAMA:
+        raise ValueError(
+            f"pruning of a {model_type!r} is not known: it cuts the weights of {', '.join(OF_LLAMA)}; "
+            "remedy: one of these as backbone, or prune.leave_out with all students"
+        )
+
+
 @torch.inference_mode()
 def importance_scores(model: Embedder, texts: list[str], norm: str = "l2", activations: str = "normed") -> Importance:
     """Norms of activations over all tokens of the calibration texts: l1, l2 (root of summed squares) or max.
 
     activations: what is measured of hidden channels before both blocks of each layer and at the end: normed (what the
     RMS norms hand on, their weights included) or residual (the stream itself). MLP channels: what enters down_proj.
+    ValueError for a model whose layers are not named and ordered as Llama's.
     """
+    require_prunable(model.model.config.model_type)
     statistics = ActivationStatistics(num_layers=len(model.model.layers), norm=norm, activations=activations)
     with statistics.hooked_to(model.model):
         for part in pack(model.tokenize(texts), model.token_budget):
@@ -76,7 +88,7 @@ class ActivationStatistics:
         self.change, self.num_tokens = torch.zeros(num_layers, dtype=torch.float64), 0
 
     @contextmanager
-    def hooked_to(self, model: Qwen3Model) -> Iterator[None]:
+    def hooked_to(self, model: PreTrainedModel) -> Iterator[None]:
         """While the block runs, every forward pass of the model adds to the sums."""
         handles = [
             norm.register_forward_hook(
@@ -165,13 +177,13 @@ def keep_layers(change: Tensor, count: int, plan: Prune) -> list[int]:
 # Cutting ----------------------------------------------------------------------------------------
 
 
-def prune_depth(model: Qwen3Model, layers: list[int]) -> Qwen3Model:
+def prune_depth(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
     """A copy with these layers."""
     whole = torch.arange(model.config.intermediate_size)
     return _cut(model, layers, torch.arange(model.config.hidden_size), [whole] * len(layers))
 
 
-def prune_width(model: Qwen3Model, hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
+def prune_width(model: PreTrainedModel, hidden_keep: Tensor, mlp_keep: list[Tensor]) -> PreTrainedModel:
     """A copy with the residual channels `hidden_keep` and, per layer, the MLP channels `mlp_keep`.
 
     An RMS norm of fewer channels divides by the root of their mean square alone. So the copy equals the model whose
@@ -202,7 +214,7 @@ def prune_to(model: Embedder, shape: Shape, scores: Importance, plan: Prune, see
 
 
 @torch.no_grad()
-def _rescale(pruned: Qwen3Model, layers: list[int], hidden_keep: Tensor, scores: Importance, rule: str) -> None:
+def _rescale(pruned: PreTrainedModel, layers: list[int], hidden_keep: Tensor, scores: Importance, rule: str) -> None:
     """Multiply the weights of the RMS norms, which divide by the root mean square of fewer channels now.
 
     masked: by sqrt(D / kept), as if the dropped channels were 0. calibrated: by the root mean square that the kept
@@ -216,7 +228,7 @@ def _rescale(pruned: Qwen3Model, layers: list[int], hidden_keep: Tensor, scores:
         norm.weight *= factor**0.5
 
 
-def _norms(model: Qwen3Model, layers: list[int] | None = None) -> dict[str, torch.nn.Module]:
+def _norms(model: PreTrainedModel, layers: list[int] | None = None) -> dict[str, torch.nn.Module]:
     """The RMS norms over hidden channels, in the order of the forward pass, named by the layers they came from."""
     found = {}
     for number, layer in zip(layers or range(len(model.layers)), model.layers, strict=True):
@@ -225,18 +237,20 @@ def _norms(model: Qwen3Model, layers: list[int] | None = None) -> dict[str, torc
     return found | {"norm": model.norm}
 
 
-def _config(model: Qwen3Model, layers: list[int], hidden_size: int, intermediate_size: int):
+def _config(model: PreTrainedModel, layers: list[int], hidden_size: int, intermediate_size: int):
     """The configuration with other lengths; layer_types follows the depth, or transformers 5 refuses the model."""
     config = copy.deepcopy(model.config)
     config.update(
         {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": len(layers)}
     )
-    config.layer_types = [config.layer_types[layer] for layer in layers]
-    config.max_window_layers = len(layers)
+    config.head_dim = model.layers[0].self_attn.head_dim  # else it would follow the hidden size
+    if kinds := getattr(model.config, "layer_types", None):
+        config.layer_types = [kinds[layer] for layer in layers]
+        config.max_window_layers = len(layers)
     return config
 
 
-def _cut(model: Qwen3Model, layers: list[int], hidden_keep: Tensor, mlp_keep: list[Tensor]) -> Qwen3Model:
+def _cut(model: PreTrainedModel, layers: list[int], hidden_keep: Tensor, mlp_keep: list[Tensor]) -> PreTrainedModel:
     """A model whose weights are the kept layers, rows and columns."""
     config = _config(model, layers, len(hidden_keep), len(mlp_keep[0]))
     with no_init_weights():  # all of them are overwritten
@@ -256,9 +270,11 @@ def _cut(model: Qwen3Model, layers: list[int], hidden_keep: Tensor, mlp_keep: li
 
 def _slice(name: str, weight: Tensor, hidden: Tensor, mlp: Tensor | None) -> Tensor:
     """The kept part of one weight; a matrix is (out, in). mlp: the kept channels of its layer."""
-    if name.endswith(("q_norm.weight", "k_norm.weight")):
+    if name.endswith(("q_norm.weight", "k_norm.weight", "q_proj.bias", "k_proj.bias", "v_proj.bias")):
         return weight
-    if name.endswith(("layernorm.weight", "norm.weight")):
+    if name.endswith(("gate_proj.bias", "up_proj.bias")):
+        return weight[mlp]
+    if name.endswith(("layernorm.weight", "norm.weight", "o_proj.bias", "down_proj.bias")):
         return weight[hidden]
     if name.endswith(("embed_tokens.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
         return weight[:, hidden]
@@ -268,4 +284,4 @@ def _slice(name: str, weight: Tensor, hidden: Tensor, mlp: Tensor | None) -> Ten
         return weight[mlp][:, hidden]
     if name.endswith("down_proj.weight"):
         return weight[hidden][:, mlp]
-    raise ValueError(f"no rule for the weight '{name}'; pruning knows Qwen3 only")
+    raise ValueError(f"no rule for the weight '{name}'; pruning knows the names of Llama and Qwen3")

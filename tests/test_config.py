@@ -23,7 +23,8 @@ def place(params, path, value):
 # Resolving --------------------------------------------------------------------------------------
 
 
-NAMES = "nano, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M"
+NAMES = "nano, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M, SmolLM2-360M, Qwen2.5-0.5B, Gemma-3-1B, Llama-3.2-1B, "
+NAMES += "OLMo-2-1B, Mistral-7B"
 TEACHERS = "none, hub:<repository>@<commit of the hub, 40 digits>, experiment:<name> or folder:<path>, as in "
 HUB = "hub:codefuse-ai/F2LLM-v2-4B@" + "0" * 40
 
@@ -277,7 +278,12 @@ def test_a_missing_key_is_named(params, path, missing):
             f"teacher is 'hub:a/b@main', but must be {TEACHERS}",
         ),
         ({"backbone": {"from": "hub"}}, "backbone.name is null, but backbone.from hub needs it; remedy: name one"),
-        ({"backbone": {"from": "hub", "name": "a/b"}}, "backbone.revision is null, but backbone.from hub needs it"),
+        ({"backbone": {"architecture": "llama"}}, "architecture is 'llama', but backbone.from embedded makes a qwen3"),
+        ({"backbone": {"architecture": "bert"}}, "backbone.architecture is 'bert', but must be "),
+        (
+            {"backbone": {"from": "hub", "name": "a/b", "architecture": "olmo"}},
+            "prune.students has pico, femto, atto, but the layers of olmo cannot be pruned, only those of qwen3, qwen2, ",
+        ),
         (
             {"backbone": {"from": "hub", "name": "a/b", "revision": "main"}},
             "backbone.revision is 'main', but must be a commit of the hub: 40 hexadecimal digits",

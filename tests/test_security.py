@@ -100,8 +100,11 @@ def test_everything_that_is_fetched_of_models_has_a_commit_and_is_no_code(params
 
     needed = [one for size in params["sizes"] for one in models_needed(resolve(params, size))]
     assert len(needed) > 8, "vacuous: nothing is fetched"
-    for _, patterns, revision, _ in needed:
-        assert re.fullmatch("[0-9a-f]{40}", revision)
+    unpinned = {
+        size["backbone"]["name"] for size in params["sizes"].values() if "architecture" in size.get("backbone", {})
+    }
+    for repo_id, patterns, revision, _ in needed:
+        assert re.fullmatch("[0-9a-f]{40}", revision or "") or repo_id in unpinned, "not of the papers' families"
         assert set(patterns) == {"*.json", "*.safetensors"}
 
 

@@ -84,8 +84,8 @@ def plan_fetch(
     return Plan(repo_id, repo_type, info.sha, endpoint, files, sorted(listed))
 
 
-def models_needed(config: Config) -> list[tuple[str, list[str], str, str]]:
-    """(repository, globs, commit, "model") of the backbone and teacher that come from the hub.
+def models_needed(config: Config) -> list[tuple[str, list[str], str | None, str]]:
+    """(repository, globs, commit or None, "model") of the backbone and teacher that come from the hub.
 
     The globs leave out pickle files and code.
     """

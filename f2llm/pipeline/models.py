@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..config import SHAPE, Backbone, Config
 from ..data.mirror import Mirror
-from ..model import MODEL_FILES, append_eos
+from ..model import MODEL_FILES, append_eos, tokens_before
 from ..store.files import whole_folder
 from ..store.model_folder import check_model_folder
 
@@ -26,17 +26,27 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
     """
     copy_model(mirror, backbone.name, backbone.revision, folder)
     check_model_folder(folder)
-    found = json.loads((folder / "config.json").read_text())
-    for name in SHAPE:
-        if found.get(name) != getattr(backbone, name):
+    declared = AutoConfig.from_pretrained(folder)
+    found = {name: getattr(declared, name, None) for name in SHAPE} | {"architecture": declared.model_type}
+    found["head_dim"] = found["head_dim"] or declared.hidden_size // declared.num_attention_heads
+    for name, value in found.items():
+        if value != getattr(backbone, name):
+            at = f" at {backbone.revision}" if backbone.revision else ""
             raise ValueError(
-                f"{backbone.name} at {backbone.revision} has {name} {found.get(name)}, but backbone.{name} is "
-                f"{getattr(backbone, name)}; remedy: the shape or the checkpoint in params.yaml"
+                f"{backbone.name}{at} has {name} {value}, but backbone.{name} is {getattr(backbone, name)}; "
+                "remedy: the shape or the checkpoint in params.yaml"
             )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
-        tokenizer.backend_tokenizer.post_processor = append_eos(tokenizer.eos_token, tokenizer.eos_token_id)
+        before = [(tokenizer.convert_ids_to_tokens(number), number) for number in tokens_before(tokenizer)]
+        tokenizer.backend_tokenizer.post_processor = append_eos(tokenizer.eos_token, tokenizer.eos_token_id, before)
         tokenizer.save_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
+        if again[-1] != tokenizer.eos_token_id:  # a class that makes its post-processor anew
+            raise ValueError(
+                f"{backbone.name}: its tokenizer, saved with EOS after every text, comes back without; remedy: another "
+                "backbone, or report its tokenizer_class"
+            )
 
 
 def copy_teacher(config: Config, out: Path) -> None:
@@ -79,8 +89,8 @@ def _copy_from_experiment(name: str, folder: Path) -> None:
     got.rmdir()
 
 
-def copy_model(mirror: Path, repo_id: str, revision: str, folder: Path) -> None:
-    """Copy the files of a model at a commit from the mirror into an existing folder."""
+def copy_model(mirror: Path, repo_id: str, revision: str | None, folder: Path) -> None:
+    """Copy the files of a model at a commit from the mirror into an existing folder; None: at whatever it has."""
     held, theirs = Mirror(mirror), Path(mirror) / repo_id
     names = MODEL_FILES + [name for name in OPTIONAL_MODEL_FILES if held.lists(repo_id, name)]
     for path in held.require(repo_id, names, command="f2llm fetch", revision=revision, hashed=True):

@@ -80,17 +80,27 @@ def num_parameters(
     num_attention_heads: int,
     num_key_value_heads: int,
     head_dim: int,
+    architecture: str = "qwen3",
 ) -> tuple[int, int]:
-    """(all parameters, non-embedding parameters) of a Qwen3 model without language-model head."""
-    attention = hidden_size * head_dim * (2 * num_attention_heads + 2 * num_key_value_heads) + 2 * head_dim
-    layer = attention + 3 * hidden_size * intermediate_size + 2 * hidden_size
-    non_embedding = num_hidden_layers * layer + hidden_size
+    """(all parameters, non-embedding parameters) of a decoder without language-model head."""
+    heads, keys = num_attention_heads * head_dim, num_key_value_heads * head_dim
+    of_heads = {  # norms of queries and keys, and biases
+        "qwen3": 2 * head_dim,
+        "gemma3_text": 2 * head_dim,
+        "qwen2": heads + 2 * keys,
+        "olmo2": heads + keys,
+        "olmo3": heads + keys,
+    }
+    norms = {"gemma2": 4, "gemma3_text": 4, "olmo": 0}.get(architecture, 2)  # in a layer; OLMo's have no weights
+    attention = hidden_size * 2 * (heads + keys) + of_heads.get(architecture, 0)
+    layer = attention + 3 * hidden_size * intermediate_size + norms * hidden_size
+    non_embedding = num_hidden_layers * layer + (hidden_size if norms else 0)
     return vocab_size * hidden_size + non_embedding, non_embedding
 
 
 def shape_of(config: Config, student: str | None = None) -> dict[str, int]:
     """The arguments of `num_parameters` for the backbone or for a student, whose attention is the backbone's."""
-    shape = {name: getattr(config.backbone, name) for name in SHAPE}
+    shape = {name: getattr(config.backbone, name) for name in (*SHAPE, "architecture")}
     cut = config.prune.students[student] if student else config.backbone
     return shape | {name: getattr(cut, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
 
@@ -325,8 +335,8 @@ def published_rows() -> list[tuple[Config, dict]]:
 
 
 def published_table() -> list[list]:
-    """Only the published values: a heading, and a row per size and recipe."""
-    rows = [row for _, row in published_rows()]
+    """Only the published values: a heading, and a row per size of the papers and recipe."""
+    rows = [row for config, row in published_rows() if config.backbone.architecture == "qwen3"]
     return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 

@@ -1,16 +1,18 @@
 """What a model folder declares of itself, checked against what the kit's forward pass computes.
 
-That pass is Qwen3's with the hidden state of the last token as embedding. A folder that declares something else would
-give other embeddings than the model's own, so it is refused by name.
+That pass is a decoder's with the hidden state of the last token as embedding. A folder that declares something else
+would give other embeddings than the model's own, so it is refused by name.
 """
 
 import json
 from pathlib import Path
 
-ARCHITECTURES = ("qwen3",)  # model_type of config.json
+# model_type of config.json: decoders whose layers call transformers' attention interface; tests/test_architectures.py
+OF_LLAMA = ("qwen3", "qwen2", "llama", "mistral")  # weights named as Llama's, two norms a layer: these can be pruned
+ARCHITECTURES = (*OF_LLAMA, "gemma", "gemma2", "gemma3_text", "smollm3", "olmo", "olmo2", "olmo3")
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 REMEDY = (
-    "remedy: as a miner, sentence-transformers:<folder> runs it as it is; elsewhere, a Qwen3 with last-token pooling"
+    "remedy: as a miner, sentence-transformers:<folder> runs it as it is; elsewhere, a decoder with last-token pooling"
 )
 
 
@@ -51,17 +53,14 @@ def longest_text(folder: Path) -> int | None:
 def _check_config(folder: Path, config: dict) -> None:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
-        raise ValueError(f"{folder} is a {kind!r}, but the kit's forward pass computes qwen3; {REMEDY}")
+        computed = ", ".join(ARCHITECTURES)
+        raise ValueError(f"{folder} is a {kind!r}, but the kit's forward pass computes {computed}; {REMEDY}")
     for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
         if config.get(key):
             raise ValueError(f"{folder}/config.json declares {what} ({key}), which the kit never runs; {REMEDY}")
-    layers = config.get("layer_types") or []
-    first = config.get("max_window_layers", 0)
-    windowed = bool(config.get("use_sliding_window")) and first < config.get("num_hidden_layers", 0)
-    if config.get("sliding_window") and (windowed or "sliding_attention" in layers):
+    if config.get("use_bidirectional_attention"):
         raise ValueError(
-            f"{folder}/config.json declares attention within a sliding window of {config['sliding_window']} tokens, "
-            f"which the kit's forward pass does not compute; {REMEDY}"
+            f"{folder}/config.json declares bidirectional attention, which the kit does not compute; {REMEDY}"
         )
 
 

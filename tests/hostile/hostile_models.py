@@ -16,17 +16,19 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen2Model,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
 )
 
 from f2llm.embedded.backbone import train_tokenizer
-from f2llm.model import Embedder
+from f2llm.model import Embedder, append_eos
 from f2llm.pipeline.models import check_model_folder
 
 TEXTS = ["a", "the quick brown fox", "jumps over the lazy dog " * 3]
@@ -126,30 +128,34 @@ def lower_case(tmp_path):
     return loading(tmp_path / "model")
 
 
-@refused(r"is a '(llama|qwen2|bert)', but the kit's forward pass computes qwen3", "llama", "qwen2", "bert")
+@refused(r"is a '(bert|gpt2)', but the kit's forward pass computes qwen3, ", "bert", "gpt2")
 def another_architecture(tmp_path, kind):
     folder = tmp_path / "model"
-    config, model = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "bert": (BertConfig, BertModel),
-    }[kind]
+    config, model = {"bert": (BertConfig, BertModel), "gpt2": (GPT2Config, GPT2Model)}[kind]
     model(config(vocab_size=len(tokenizer()), **SHAPE)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return loading(folder)
 
 
-@refused(r"is a 'gemma3_text'")
+@refused(r"is a 'mpt'")
 def another_architecture_as_backbone(tmp_path):
-    edit(copied(tmp_path) / "config.json", model_type="gemma3_text")
+    edit(copied(tmp_path) / "config.json", model_type="mpt")
     return lambda: check_model_folder(tmp_path / "model")
 
 
-@refused(r"sliding window of 4 tokens", 0, 1)
-def a_sliding_window(tmp_path, first):
-    path = copied(tmp_path) / "config.json"
-    edit(path, use_sliding_window=True, sliding_window=4, max_window_layers=first, layer_types=None)
+@refused(r"declares bidirectional attention")
+def attention_in_both_directions(tmp_path):
+    edit(copied(tmp_path) / "config.json", model_type="gemma3_text", use_bidirectional_attention=True)
     return loading(tmp_path / "model")
+
+
+@refused(r"reads the tokenizer of a 'qwen2' as Qwen2Tokenizer, which makes other tokens")
+def a_tokenizer_that_transformers_replaces(tmp_path):
+    folder = copied(tmp_path)
+    numbers = train_tokenizer(["in 2024 and 2025, 20242025 times"] * 9, 320)
+    Embedder(AutoModel.from_pretrained(folder), numbers, max_tokens=64).save(folder)
+    Qwen2Model(Qwen2Config(vocab_size=len(tokenizer()), **SHAPE)).save_pretrained(folder)
+    return loading(folder)
 
 
 @refused(r"declares code of its own")
@@ -246,6 +252,33 @@ def a_length_that_nobody_means(tmp_path, length):
     edit(folder / "sentence_bert_config.json", max_seq_length=None)
     edit(folder / "tokenizer_config.json", model_max_length=length)
     return lambda: Embedder.load(folder).max_tokens
+
+
+@reads(True, 0, 1)
+def a_sliding_window(tmp_path, first):
+    path = copied(tmp_path) / "config.json"
+    edit(path, use_sliding_window=True, sliding_window=4, max_window_layers=first, layer_types=None)
+    return lambda: difference_to_sentence_transformers(tmp_path / "model")
+
+
+@reads(True)
+def another_decoder(tmp_path):
+    folder = copied(tmp_path)
+    torch.manual_seed(4)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer()), initializer_range=0.3, **SHAPE)).save_pretrained(folder)
+    return lambda: difference_to_sentence_transformers(folder)
+
+
+@reads(True)
+def with_a_token_before_every_text(tmp_path):
+    folder = copied(tmp_path)
+    changed = AutoTokenizer.from_pretrained(folder)
+    changed.bos_token, eos = "<|endoftext|>", (changed.eos_token, changed.eos_token_id)
+    bos = (changed.bos_token, changed.bos_token_id)
+    changed.backend_tokenizer.post_processor = append_eos(*eos, [bos])
+    changed.save_pretrained(folder)
+    assert Embedder.load(folder).tokenize(["a"])[0][0] == bos[1], "vacuous: nothing stands before the text"
+    return lambda: difference_to_sentence_transformers(folder)
 
 
 @reads(True)

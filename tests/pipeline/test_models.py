@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 from helpers.closeness import assert_close
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from f2llm.config import SHAPE
@@ -58,6 +59,35 @@ def test_a_tokenizer_that_appends_nothing_appends_one_eos_from_then_on(qwen, tmp
     again = brought(backbone, folder, tmp_path / "again")
     assert AutoTokenizer.from_pretrained(again)(text)["input_ids"] == [*ids, before.eos_token_id], "not a second one"
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_token_before_every_text_stays_when_eos_is_added(qwen, tmp_path):
+    backbone, theirs = qwen
+    change_json(theirs / "tokenizer_config.json", tokenizer_class="TokenizersBackend", bos_token="<|endoftext|>")
+    tokenizer = AutoTokenizer.from_pretrained(theirs)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
+    tokenizer.save_pretrained(theirs)
+    folder, text = brought(backbone, theirs, tmp_path / "backbone"), "The fox"
+    ids = [bos[1], *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids
+    assert Embedder.load(folder).tokenize([text]) == [ids]
+
+
+def test_without_a_commit_whatever_the_mirror_has_is_taken(qwen, tmp_path):
+    backbone, theirs = qwen
+    adopt(tmp_path / "mirror", backbone.name, theirs, "b" * 40)
+    (tmp_path / "backbone").mkdir()
+    copy_backbone(replace(backbone, revision=None), tmp_path / "mirror", tmp_path / "backbone")
+    assert Embedder.load(tmp_path / "backbone").dim == backbone.hidden_size
+
+
+def test_another_architecture_than_the_parameters_name_is_an_error(qwen, tmp_path):
+    backbone, theirs = qwen
+    with pytest.raises(ValueError, match=r"has architecture qwen3, but backbone\.architecture is llama; remedy: "):
+        brought(replace(backbone, architecture="llama"), theirs, tmp_path / "backbone")
 
 
 @pytest.mark.parametrize("max_shard_size", ["40KB", "5GB"])
