@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from . import attention
 from .packing import Pack, pack
 from .store.files import whole_folder
-from .store.model_folder import check_model_folder, check_weights, longest_text
+from .store.model_folder import NotComputed, check_model_folder, check_weights, longest_text
 from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
@@ -249,7 +249,7 @@ def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer(text, add_special_tokens=False)["input_ids"] != written.encode(text, add_special_tokens=False).ids:
             kind, of = type(tokenizer).__name__, json.loads((path / "config.json").read_text()).get("model_type")
             shown = repr(text[:60])
-            raise ValueError(
+            raise NotComputed(
                 f"{path}: transformers reads the tokenizer of a {of!r} as {kind}, which makes other tokens of {shown} "
                 "than its tokenizer.json; remedy: the tokenizer that belongs to such models"
             )
@@ -259,7 +259,7 @@ def check_tokenizer(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     whole = [*before, *plain]
     allowed = [[*whole, tokenizer.eos_token_id]] + ([] if (path / "modules.json").exists() else [whole])
     if ids not in allowed and tokenizer.eos_token_id is not None:
-        raise ValueError(
+        raise NotComputed(
             f"{path}: the tokenizer makes {tokenizer.convert_ids_to_tokens(ids)} of 'a', but the kit's forward pass "
             f"reads {tokenizer.convert_ids_to_tokens(whole)} and one {tokenizer.eos_token} after it; remedy: a "
             "tokenizer.json whose post-processor appends EOS and nothing else"

@@ -16,24 +16,50 @@ from torch import Tensor
 from . import distributed
 from .batches import HomogeneousBatches
 from .config import Machine
+from .encoder import ForeignEncoder
 from .model import MODEL_FILES, Embedder
 from .step import PackedBatch, embed_without_gradient, prepare
 from .store.files import sha256, whole_file
 
 
-def check_teacher(model: Embedder, teacher: Embedder) -> None:
-    """Raise a ValueError unless the teacher is at least as wide as the student and has the same tokenizer."""
+def check_teacher(model: Embedder, teacher: "Embedder | TextTeacher") -> None:
+    """Raise a ValueError unless the teacher is at least as wide as the student."""
     if teacher.dim < model.dim:
         raise ValueError(
             f"the teacher's embeddings have {teacher.dim} dimensions, fewer than the student's {model.dim}; "
             "remedy: a larger teacher, or swap the two"
         )
-    if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise ValueError("teacher and student have different tokenizers; remedy: a teacher of the same family")
 
 
-def live(teacher: Embedder) -> Callable[[PackedBatch], Tensor]:
-    """A function that computes the teacher's embeddings (texts, D) of a batch from the student's packs."""
+class TextTeacher:
+    """A teacher with a tokenizer of its own: it reads the texts of a batch, prompts of the stage included.
+
+    encoder: an `Embedder`, or a model that sentence-transformers runs, whose own prompts are not used.
+    """
+
+    def __init__(self, encoder: Embedder | ForeignEncoder):
+        self.encoder, self.dim, self.device = encoder, encoder.dim, encoder.device
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Un-normalised embeddings (texts, D), float32."""
+        if isinstance(self.encoder, ForeignEncoder):
+            return self.encoder.embed_texts(texts)
+        return self.encoder.embed(self.encoder.tokenize(texts)).float()
+
+
+def teacher_of(model: Embedder, encoder: Embedder | ForeignEncoder) -> Embedder | TextTeacher:
+    """The encoder itself, which shares the student's packs, if it has the same tokenizer and takes texts as long."""
+    if isinstance(encoder, Embedder) and encoder.tokenizer.get_vocab() == model.tokenizer.get_vocab():
+        encoder.max_tokens = model.max_tokens
+        return encoder
+    return TextTeacher(encoder)
+
+
+def live(teacher: Embedder | TextTeacher) -> Callable[[PackedBatch], Tensor]:
+    """A function that computes the teacher's embeddings (texts, D) of a batch, from the student's packs if it can."""
+    if isinstance(teacher, TextTeacher):  # every process embeds all texts
+        return lambda packed: teacher(packed.batch.texts)
     return lambda packed: embed_without_gradient(teacher, packed)
 
 
@@ -46,7 +72,7 @@ class Cached:
     changes their last bits.
     """
 
-    def __init__(self, teacher: Embedder, folder: Path, machine: Machine):
+    def __init__(self, teacher: Embedder | TextTeacher, folder: Path, machine: Machine):
         self.teacher, self.folder, self.machine = teacher, Path(folder), machine
         self.parts: list[np.ndarray] = []
         self.where: dict[bytes, tuple[int, int]] = {}  # digest of a text -> part, row
@@ -60,9 +86,13 @@ class Cached:
         keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
         absent = [row for row, key in enumerate(keys) if key not in self.where and key not in self.new]
         if absent:
-            batch = replace(packed.batch, texts=[texts[row] for row in absent], stored=[stored[row] for row in absent])
-            made = embed_without_gradient(self.teacher, prepare(self.teacher, batch, self.machine)).cpu().numpy()
-            self.new.update(zip((keys[row] for row in absent), made, strict=True))
+            if isinstance(self.teacher, TextTeacher):
+                made = self.teacher([texts[row] for row in absent])
+            else:
+                some = {"texts": [texts[row] for row in absent], "stored": [stored[row] for row in absent]}
+                batch = prepare(self.teacher, replace(packed.batch, **some), self.machine)
+                made = embed_without_gradient(self.teacher, batch)
+            self.new.update(zip((keys[row] for row in absent), made.cpu().numpy(), strict=True))
         rows = [self.new[key] if key in self.new else self._row(key) for key in keys]
         return torch.from_numpy(np.stack(rows)).to(self.teacher.device)
 
@@ -95,7 +125,7 @@ def _rows_of(keys: Path) -> Path:
 
 
 def teacher_embeddings(
-    path: Path, teacher: Embedder, batches: HomogeneousBatches, machine: Machine
+    path: Path, teacher: Embedder | TextTeacher, batches: HomogeneousBatches, machine: Machine
 ) -> Callable[[PackedBatch], Tensor]:
     """`Cached`, if all rows of this training fit into machine.teacher_cache_gib, else `live`."""
     needed = most_rows(batches) * teacher.dim * 4 / 2**30
@@ -106,7 +136,8 @@ def teacher_embeddings(
     facts = {"batches": {"seed": batches.seed} | {name: asdict(batches.training)[name] for name in names}}
     facts["data"] = batches.store.hashes()
     facts["mined"] = {file.name: sha256(file) for file in sorted(Path("data/mined").glob("*.arrow"))}
-    facts["teacher"] = {file.name: sha256(file) for pattern in MODEL_FILES for file in sorted(path.glob(pattern))}
+    files = sorted(file for pattern in MODEL_FILES for file in path.rglob(pattern))  # of modules such as 2_Dense, too
+    facts["teacher"] = {file.relative_to(path).as_posix(): sha256(file) for file in files}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return Cached(teacher, Path("scratch/teacher") / digest, machine)
 

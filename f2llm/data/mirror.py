@@ -105,9 +105,13 @@ class Mirror:
             raise ValueError(f"mirror {self.path} has no {repo_id}, it holds {held}; remedy: f2llm fetch")
         return self._manifest[repo_id]
 
+    def names(self, repo_id: str) -> list[str]:
+        """The files that were fetched; what lies in the folder besides is not read."""
+        return sorted(self._manifest.get(repo_id, {"files": {}})["files"])
+
     def lists(self, repo_id: str, name: str) -> bool:
-        """Whether a file was fetched; what lies in the folder besides is not read."""
-        return name in self._manifest.get(repo_id, {"files": {}})["files"]
+        """Whether a file was fetched."""
+        return name in self.names(repo_id)
 
     def _difference(self, files: dict, repo_id: str, name: str) -> str:
         """What is wrong with a file, its content included."""

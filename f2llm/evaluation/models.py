@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import Config, Training
+from ..config import Config, Training, names_of_models
 from ..mining.tfidf import MAX_CHARACTERS, Tfidf
 from ..model import Embedder
 from ..store.tuples import TupleStore
@@ -29,18 +29,9 @@ class EvaluatedModel:
 
 
 def models_of(config: Config, models: Path = Path("models"), tuples: Path = Path("data/assembled")) -> dict:
-    """{name: EvaluatedModel} of TF-IDF and all models of the pipeline, or of evaluate.only alone.
-
-    ValueError for an unknown name in evaluate.only, before anything is loaded.
-    """
-    known = _known_models(config)
-    names, only = ["tfidf", *known], config.evaluate.only
-    if unknown := sorted(set(only) - set(names)):
-        raise ValueError(
-            f"evaluate.only has {unknown}, but the models are: {', '.join(names)}; "
-            "remedy: names of these, or [] for all"
-        )
-    chosen = [name for name in names if not only or name in only]
+    """{name: EvaluatedModel} of TF-IDF and all models of the pipeline, or of evaluate.only alone."""
+    known, only = _known_models(config), config.evaluate.only
+    chosen = [name for name in names_of_models(config) if not only or name in only]
     return {
         name: _load_model(name, models, config.seed, *known[name]) if name in known else _load_tfidf(tuples)
         for name in chosen

@@ -5,7 +5,6 @@ text, and `key`, a hash of everything that these rows depend on besides the text
 """
 
 import hashlib
-import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Mine
+from ..encoder import ForeignEncoder, compare_with_sentence_transformers
 from ..model import Embedder
 from ..store.code import code_digest
 from ..store.files import sha256, whole_file
+from ..store.model_folder import require_no_pickles
 from ..text import prompted
 from .search import unit_rows
 from .tfidf import MAX_CHARACTERS, Tfidf
@@ -38,6 +39,7 @@ class EmbedderMiner:
     @cached_property
     def model(self) -> Embedder:
         embedder = Embedder.load(self.folder)
+        compare_with_sentence_transformers(embedder, self.folder)
         embedder.max_tokens = min(embedder.max_tokens, self.max_tokens)
         return embedder
 
@@ -64,11 +66,7 @@ class SentenceTransformerMiner:
 
     @cached_property
     def model(self):
-        model = _sentence_transformers().SentenceTransformer(str(self.folder), local_files_only=True)
-        longest = model.max_seq_length or self.max_tokens
-        if longest != math.inf:  # static embeddings have no length to set
-            model.max_seq_length = min(longest, self.max_tokens)
-        return model
+        return ForeignEncoder(self.folder, self.max_tokens).model
 
     def encode_queries(self, texts: list[str], instruction: str | None) -> np.ndarray:
         """Float32 rows of the texts with the instruction before them."""
@@ -106,26 +104,9 @@ def _folder_key(kind: str, folder: Path, max_tokens: int, *more: str) -> str:
             f"mine.miner {kind}:{folder}: there are no model weights in {folder}; "
             "remedy: the folder of a trained model (dvc repro stage1 makes models/stage1), or miner: tfidf"
         )
-    for file in files:  # also of a module such as 2_Dense
-        pickled = file.name.startswith("pytorch_model") and file.suffix == ".bin"
-        if pickled and not list(file.parent.glob("*.safetensors")):
-            raise ValueError(
-                f"mine.miner {kind}:{folder}: the weights of {file.name} are a pickle, which can hold code and is not "
-                "read; remedy: save them as safetensors (in an environment that you can spare)"
-            )
+    require_no_pickles(folder)
     parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
     return hashlib.sha256("\n".join([kind, str(max_tokens), *more, *parts]).encode()).hexdigest()
-
-
-def _sentence_transformers():
-    try:
-        import sentence_transformers
-    except ImportError:
-        raise ValueError(
-            "mine.miner asks for sentence-transformers, which is not installed; "
-            "remedy: pip install sentence-transformers, or embedder:<folder>"
-        ) from None
-    return sentence_transformers
 
 
 def _on_this_disk(name: str) -> Path:

@@ -16,6 +16,7 @@ from ..config import Config, read_yaml
 from ..data.mirror import Mirror
 from ..data.registry import LOCAL, Source, choose_sources, fetch_command, files_needed, load_registry, local_paths
 from ..store.files import sha256, whole_file
+from ..store.model_folder import is_model
 
 EVALUATION = "08_evaluate"  # no score depends on the notebooks after it
 
@@ -53,7 +54,7 @@ def _require_in_mirror(config: Config, sources: list[Source]) -> None:
 
 def _require_teacher(teacher: str) -> None:
     kind, _, name = teacher.partition(":")
-    if kind == "folder" and not (_here_or_in_repository(name) / "config.json").is_file() and not _made_by_a_stage(name):
+    if kind == "folder" and not is_model(_here_or_in_repository(name)) and not _made_by_a_stage(name):
         raise ValueError(f"teacher is {teacher!r}, but {name} holds no config.json; remedy: another path")
 
 

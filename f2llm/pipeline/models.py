@@ -5,18 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
 from ..config import SHAPE, Backbone, Config
 from ..data.mirror import Mirror
-from ..model import MODEL_FILES, append_eos, tokens_before
+from ..encoder import compare_with_sentence_transformers, load_encoder
+from ..model import MODEL_FILES, Embedder, append_eos, tokens_before
 from ..store.files import whole_folder
-from ..store.model_folder import check_model_folder
+from ..store.model_folder import check_model_folder, is_model, read_json
 
 OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json", "modules.json"]
-OPTIONAL_MODEL_FILES += ["config_sentence_transformers.json", "1_Pooling/config.json"]  # what a model declares
+OPTIONAL_MODEL_FILES += ["config_sentence_transformers.json"]  # what a model declares
 
 
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
@@ -47,13 +49,15 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
                 f"{backbone.name}: its tokenizer, saved with EOS after every text, comes back without; remedy: another "
                 "backbone, or report its tokenizer_class"
             )
+    if (folder / "modules.json").exists():
+        compare_with_sentence_transformers(Embedder.load(folder), folder)
 
 
 def copy_teacher(config: Config, out: Path) -> None:
     """Copy stage 2's teacher, which `teacher` in params.yaml names, to a folder; teacher.json records its origin.
 
     Kinds of teacher: none (writes teacher.json only); hub (from the mirror); experiment (its models/stage2, from DVC's
-    cache); folder.
+    cache); folder. It is loaded once: a model that cannot be run as it declares itself stops here, not in stage 2.
     """
     kind, _, what = config.teacher.partition(":")
     with whole_folder(out) as folder:
@@ -63,11 +67,15 @@ def copy_teacher(config: Config, out: Path) -> None:
         elif kind == "experiment":
             _copy_from_experiment(what, folder)
         elif kind == "folder":
-            if not (Path(what) / "config.json").exists():
+            if not is_model(Path(what)):
                 raise ValueError(
                     f"teacher is {config.teacher!r}, but {what} holds no config.json; remedy: another path"
                 )
             shutil.copytree(what, folder, dirs_exist_ok=True)
+        if kind != "none":
+            model = load_encoder(folder)
+            if isinstance(model, Embedder):
+                compare_with_sentence_transformers(model, folder)
         (folder / "teacher.json").write_text(json.dumps({"teacher": config.teacher}) + "\n")
 
 
@@ -92,9 +100,13 @@ def _copy_from_experiment(name: str, folder: Path) -> None:
 def copy_model(mirror: Path, repo_id: str, revision: str | None, folder: Path) -> None:
     """Copy the files of a model at a commit from the mirror into an existing folder; None: at whatever it has."""
     held, theirs = Mirror(mirror), Path(mirror) / repo_id
+    find = partial(held.require, repo_id, command="f2llm fetch", revision=revision, hashed=True)
     names = MODEL_FILES + [name for name in OPTIONAL_MODEL_FILES if held.lists(repo_id, name)]
-    for path in held.require(repo_id, names, command="f2llm fetch", revision=revision, hashed=True):
+    if "modules.json" in names:  # folders of modules, such as 1_Pooling or 2_Dense
+        folders = [module["path"] for module in read_json(find(["modules.json"])[0]) if module["path"]]
+        names += [name for name in held.names(repo_id) if name.partition("/")[0] in folders]
+    for path in find(names):
         name = path.relative_to(theirs).as_posix()
-        if "/" not in name or name in OPTIONAL_MODEL_FILES:  # globs also match files in subfolders
+        if "/" not in name or name in names:  # globs also match files in subfolders
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)

@@ -19,13 +19,14 @@ import torch
 from .. import distributed
 from ..batches import HomogeneousBatches
 from ..config import TRAINING_STAGES, Config, Machine, Training, load_config
+from ..encoder import load_encoder
 from ..model import Embedder
 from ..store import checkpoint
 from ..store.code import code_digests
 from ..store.files import alone_in, clear_errors, sha256, whole_folder
 from ..store.run_log import Run
 from ..store.tuples import TupleStore
-from ..teacher import check_teacher, teacher_embeddings
+from ..teacher import check_teacher, teacher_embeddings, teacher_of
 from ..tokens import Tokens, tokenise
 from ..train import train
 from .launch import die_with_parent
@@ -103,10 +104,9 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
 def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
     """Teacher embeddings as a function of a batch, computed once if they fit into machine.teacher_cache_gib.
 
-    ValueError if the teacher is narrower than the student or has another tokenizer.
+    ValueError if the teacher is narrower than the student, or cannot be run as it is meant.
     """
-    teacher = Embedder.load(path, machine.token_budget)
-    teacher.max_tokens = model.max_tokens
+    teacher = teacher_of(model, load_encoder(path, machine.token_budget))
     check_teacher(model, teacher)
     return teacher_embeddings(path, teacher, batches, machine)
 

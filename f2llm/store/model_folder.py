@@ -10,10 +10,15 @@ from pathlib import Path
 # model_type of config.json: decoders whose layers call transformers' attention interface; tests/test_architectures.py
 OF_LLAMA = ("qwen3", "qwen2", "llama", "mistral")  # weights named as Llama's, two norms a layer: these can be pruned
 ARCHITECTURES = (*OF_LLAMA, "gemma", "gemma2", "gemma3_text", "smollm3", "olmo", "olmo2", "olmo3")
+HEADS = ("lm_head", "cls.", "pooler.", "classifier.", "qa_outputs.", "embeddings.position_ids")
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 REMEDY = (
     "remedy: as a miner, sentence-transformers:<folder> runs it as it is; elsewhere, a decoder with last-token pooling"
 )
+
+
+class NotComputed(ValueError):
+    """A whole model that the kit's forward pass does not compute; sentence-transformers may run it as an encoder."""
 
 
 def read_json(path: Path) -> dict | list:
@@ -22,6 +27,11 @@ def read_json(path: Path) -> dict | list:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: no JSON ({error}); remedy: copy or fetch it again") from None
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model of transformers or of sentence-transformers."""
+    return (folder / "config.json").is_file() or (folder / "modules.json").is_file()
 
 
 def check_model_folder(folder: Path) -> None:
@@ -54,12 +64,12 @@ def _check_config(folder: Path, config: dict) -> None:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         computed = ", ".join(ARCHITECTURES)
-        raise ValueError(f"{folder} is a {kind!r}, but the kit's forward pass computes {computed}; {REMEDY}")
+        raise NotComputed(f"{folder} is a {kind!r}, but the kit's forward pass computes {computed}; {REMEDY}")
     for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
         if config.get(key):
             raise ValueError(f"{folder}/config.json declares {what} ({key}), which the kit never runs; {REMEDY}")
     if config.get("use_bidirectional_attention"):
-        raise ValueError(
+        raise NotComputed(
             f"{folder}/config.json declares bidirectional attention, which the kit does not compute; {REMEDY}"
         )
 
@@ -78,7 +88,7 @@ def _check_modules(folder: Path, modules: list) -> None:
     for module in modules:
         kind = module["type"].rpartition(".")[2]
         if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise ValueError(f"{folder}/modules.json has a module {kind}, which the kit does not compute; {REMEDY}")
+            raise NotComputed(f"{folder}/modules.json has a module {kind}, which the kit does not compute; {REMEDY}")
         if kind == "Pooling":
             path = folder / module["path"] / "config.json"
             if not path.exists():
@@ -86,9 +96,9 @@ def _check_modules(folder: Path, modules: list) -> None:
                     f"{path} is missing, so the pooling is unknown; remedy: copy or fetch the whole folder"
                 )
             if (pooling := _pooling(read_json(path))) != ["lasttoken"]:
-                raise ValueError(f"{path} declares {' + '.join(pooling) or 'no'} pooling, not lasttoken; {REMEDY}")
+                raise NotComputed(f"{path} declares {' + '.join(pooling) or 'no'} pooling, not lasttoken; {REMEDY}")
     if (settings := folder / "sentence_bert_config.json").exists() and read_json(settings).get("do_lower_case"):
-        raise ValueError(f"{settings} declares do_lower_case, which the kit does not compute; {REMEDY}")
+        raise NotComputed(f"{settings} declares do_lower_case, which the kit does not compute; {REMEDY}")
 
 
 def _pooling(config: dict) -> list[str]:
@@ -101,15 +111,45 @@ def _pooling(config: dict) -> list[str]:
     return [short.get(name, name) for name in names]
 
 
+def check_foreign_folder(folder: Path) -> None:
+    """ValueError unless a folder of sentence-transformers can be run without code of its own and without pickles."""
+    if not (folder / "modules.json").exists():
+        raise ValueError(
+            f"{folder} has no modules.json, so which tokens are pooled is unknown; remedy: a folder that "
+            "sentence-transformers saved, or embedder:<folder> for a decoder with last-token pooling"
+        )
+    for module in read_json(folder / "modules.json"):
+        if not str(module.get("type", "")).startswith("sentence_transformers."):
+            raise ValueError(
+                f"{folder}/modules.json has a module of type {module.get('type')!r}, which is code of its own; "
+                "remedy: a model of sentence-transformers' own modules"
+            )
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.exists() and read_json(path).get("auto_map"):
+            raise ValueError(f"{path} declares code of its own (auto_map), which the kit never runs; {REMEDY}")
+    require_no_pickles(folder)
+
+
+def require_no_pickles(folder: Path) -> None:
+    """ValueError if weights of a folder, or of a module in it, are there as pickles alone."""
+    for file in sorted(folder.rglob("pytorch_model*.bin")):  # also of a module such as 2_Dense
+        if not list(file.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder}: the weights of {file.name} are a pickle, which can hold code and is not "
+                "read; remedy: save them as safetensors (in an environment that you can spare)"
+            )
+
+
 def check_weights(folder: Path, report: dict) -> None:
     """ValueError if tensors that the model needs are missing or of another shape, or if files hold others.
 
-    report: the loading info of transformers. The head of a language model may be left over.
+    report: the loading info of transformers. Heads may be left over, and a pooler, which nothing here reads, missing.
     """
-    left_over = {name for name in report["unexpected_keys"] if not name.startswith("lm_head")}
+    left_over = {name for name in report["unexpected_keys"] if not name.startswith(HEADS)}
+    missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
     shapes = {f"{name} {tuple(saved)}, not {tuple(needed)}" for name, saved, needed in report["mismatched_keys"]}
     for names, what in (
-        (report["missing_keys"], "lacks the weights"),
+        (missing, "lacks the weights"),
         (left_over, "has left over the weights"),
         (shapes, "has weights of another shape than its config.json:"),
     ):

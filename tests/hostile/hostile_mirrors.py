@@ -22,7 +22,7 @@ class Harmful:
         return Path.touch, (Path("harm"),)
 
 
-def mirror_of(tmp_path: Path, *more: str, leave_out: str = "") -> Path:
+def mirror_of(tmp_path: Path, *more: str, leave_out: str = "", modules: str = "") -> Path:
     """A mirror of one model; the contents of its files are their names, of pickles a harmful object."""
     theirs = tmp_path / "theirs"
     for name in (*FILES, *more):
@@ -30,6 +30,8 @@ def mirror_of(tmp_path: Path, *more: str, leave_out: str = "") -> Path:
             path = theirs / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pickle.dumps(Harmful()) if name.endswith((".bin", ".pkl")) else name.encode())
+    if modules:
+        (theirs / "modules.json").write_text(modules)
     adopt(tmp_path / "mirror", REPO, theirs, SHA)
     return tmp_path / "mirror"
 
@@ -176,9 +178,16 @@ def a_model_with_code_or_pickles_beside(tmp_path, name):
     return copying(mirror_of(tmp_path, name))
 
 
-@reads(sorted([*FILES, "modules.json", "1_Pooling/config.json"]))
-def a_model_that_declares_its_pooling(tmp_path):
-    return copying(mirror_of(tmp_path, "modules.json", "1_Pooling/config.json"))
+@reads(sorted([*FILES, "modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]))
+def a_model_that_declares_its_modules(tmp_path):
+    modules = '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]'
+    declared = ("1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/model.safetensors")
+    return copying(mirror_of(tmp_path, *declared, modules=modules))
+
+
+@refused(r"modules\.json is damaged: no JSON")
+def a_model_whose_modules_are_damaged(tmp_path):
+    return copying(mirror_of(tmp_path, modules="no JSON"))
 
 
 @reads(sorted(FILES))
