@@ -13,7 +13,6 @@ from helpers.ranks import Counting
 
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives
-from f2llm.embedded.backbone import train_tokenizer
 from f2llm.model import Embedder
 from f2llm.step import embed_without_gradient, prepare
 from f2llm.store.tuples import TupleStore, read_arrow, write_arrow
