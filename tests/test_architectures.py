@@ -126,6 +126,19 @@ def test_packed_equals_transformers_own_forward_pass_in_values_and_gradients(mod
     assert_all_close(found, expected_gradients, eps=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_packed_on_a_gpu_equals_the_cpu(model, tokenizer, dtype, eps):
+    embedder = Embedder(model, tokenizer, 64)
+    ids = embedder.tokenize(TEXTS)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(embedder.embed(ids), dim=-1)
+        model.to("cuda", dtype)
+        found = torch.nn.functional.normalize(embedder.embed(ids).float(), dim=-1)
+    assert_close(found, expected, eps=eps)
+
+
 def test_windows_and_caps_change_the_embeddings(model, tokenizer, name):
     """Else the test above would pass without them."""
     if attention.is_plain(model):
