@@ -32,8 +32,8 @@ QUICK = {"shape": SMALL_SHAPE, "batch": 2, "steps": 5, "save_every": 2, "killed_
 REMARKS = """\
 Random weights and texts. One process trains all steps; another is killed by SIGKILL at a step, and a third one goes on
 from its last checkpoint. difference: of the losses after it, relative, from those of the training that was not killed;
-on a CPU they are equal to the bit (tests/pipeline/test_killed_trainings.py), on a GPU sums come in another order. checkpoint_gib: weights
-in float32 and both moments of AdamW."""
+on a CPU they are equal to the bit (tests/pipeline/test_killed_trainings.py), on a GPU sums come in another order, also
+in the steps before the kill. checkpoint_gib: weights in float32 and both moments of AdamW."""
 
 
 class Batches:

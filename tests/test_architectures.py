@@ -128,15 +128,17 @@ def test_packed_equals_transformers_own_forward_pass_in_values_and_gradients(mod
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-def test_packed_on_a_gpu_equals_the_cpu(model, tokenizer, dtype, eps):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_on_a_gpu_equals_the_cpu(model, tokenizer, dtype):
     embedder = Embedder(model, tokenizer, 64)
     ids = embedder.tokenize(TEXTS)
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(embedder.embed(ids), dim=-1)
         model.to("cuda", dtype)
         found = torch.nn.functional.normalize(embedder.embed(ids).float(), dim=-1)
-    assert_close(found, expected, eps=eps)
+    if dtype == torch.float32:
+        assert_close(found, expected, eps=1e-4)
+    assert (found.cpu() * expected).sum(1).min() > 0.97
 
 
 def test_windows_and_caps_change_the_embeddings(model, tokenizer, name):
