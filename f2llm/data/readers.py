@@ -6,6 +6,7 @@ A row is a dict. Rows are counted from 1, without blank lines. Text files are UT
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def require_columns(table: Table, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in table.columns:
             raise ValueError(
-                f"{table.path} has no column '{column}', only: {', '.join(table.columns)}; remedy: "
+                f"{table.path} has no column '{column}', only: {', '.join(map(_name, table.columns))}; remedy: "
                 + (_separator_hint(table) or "name the column so (in CSV and TSV, in a header line)")
             )
 
@@ -275,7 +276,7 @@ def _open_separated(path: Path, separator: str) -> TextTable:
 
     def convert(cells: list[str] | csv.Error) -> dict:
         if isinstance(cells, csv.Error):
-            raise ValueError(f"{cells}; remedy: double the quotes within quoted cells, and close every quote")
+            raise ValueError(f"{cells}; remedy: {ESCAPED if isinstance(cells, _Escaped) else QUOTED}")
         if len(cells) != len(columns):
             raise ValueError(
                 f"{len(cells)} cells, but the header has {len(columns)}: {excerpt(separator.join(cells))}; "
@@ -286,15 +287,26 @@ def _open_separated(path: Path, separator: str) -> TextTable:
     return TextTable(path, columns, records, convert)
 
 
+QUOTED = "double the quotes within quoted cells, and close every quote"
+ESCAPED = "write it without an escape character (in pandas, without escapechar), or as JSON Lines"
+
+
+class _Escaped(csv.Error):
+    """Backslashes that an escape character seems to have written."""
+
+
 def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """(number of its first line, cells) of every record, the header first; an error in place of unreadable cells.
 
     A quote that opens a cell and is not closed joins the following lines to one cell, and their rows would be lost. So
-    a record of several lines is an error if each of its lines would be a whole record without quotes.
+    a record of several lines is an error if each of its lines would be a whole record without quotes. So is a quote
+    that a backslash escapes, and, at the end, a file in which all backslashes stand in pairs or before separators.
     """
     read: list[str] = []  # the lines of one record
     lines = (read.append(text) or text for _, text in _lines(path, bad))
     reader, width = csv.reader(lines, delimiter=separator, strict=True), 0
+    literal = re.compile(rf"(?<!\\)(?:\\\\)*\\(?![\\{re.escape(separator)}\"\r\n])")  # a backslash of the text itself
+    has_pairs = has_literal = False
     while True:
         line = reader.line_num + 1
         try:
@@ -302,7 +314,14 @@ def _cells(path: Path, separator: str, bad: Bad) -> Iterator[tuple[int, list[str
         except csv.Error as error:
             cells = error
         if cells is None:
+            if has_pairs and not has_literal:
+                yield line, _Escaped("backslashes stand in pairs or before separators alone, as if to escape them")
             return
+        if any("\\" in text for text in read):
+            raw = "".join(read)
+            has_pairs, has_literal = True, has_literal or bool(literal.search(raw))
+            if '\\""' not in raw and not isinstance(cells, csv.Error) and any('\\"' in cell for cell in cells):
+                cells = _Escaped("a backslash stands before a quote, as if to escape it")
         several = len(read) >= SWALLOWED_LINES[separator] and width > 1
         if several and all(text.count(separator) == width - 1 for text in read):
             cells = csv.Error(f"a quote opened in line {line} joins {len(read)} lines, each like a row, to one")
@@ -384,6 +403,11 @@ def excerpt(value: object, length: int = 60) -> str:
         return repr(value if len(value) <= length else value[: length - 3] + "...")
     shown = repr(value)
     return shown if len(shown) <= length else shown[: length - 3] + "..."
+
+
+def _name(column: str) -> str:
+    """A column's name as it is, or as `excerpt` shows it if it is long or holds what cannot be printed."""
+    return column if column.isprintable() and len(column) <= 60 else excerpt(column)
 
 
 def spelled(value: object) -> str:

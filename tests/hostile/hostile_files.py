@@ -95,6 +95,25 @@ def line_breaks_within_quoted_cells(tmp_path):
     return pairs_of(written(tmp_path, "t.csv", 'query,passage\n"first\nsecond, third\n","a\n\nb"\nx,y\n'))
 
 
+@refused(r"a backslash stands before a quote, as if to escape it", "csv", "tsv")
+def quotes_that_a_backslash_escapes_in_cells_without_quotes(tmp_path, suffix):
+    separator = "," if suffix == "csv" else "\t"
+    text = TABLE.to_csv(index=False, sep=separator) + f'he said \\"hi\\"{separator}so\n'
+    return checking(written(tmp_path, f"t.{suffix}", text))
+
+
+@refused(r"backslashes stand in pairs or before separators alone")
+def backslashes_that_a_backslash_escapes(tmp_path):
+    text = pd.DataFrame([("C:\\dir", "a path"), ("x", "y")], columns=["query", "passage"])
+    return reading(written(tmp_path, "t.csv", text.to_csv(index=False, escapechar="\\", quoting=1)))
+
+
+@reads([("C:\\dir\\", 'a \\"quoted\\" \\d+'), ("\\\\server", "y\\\\")])
+def backslashes_of_the_text_itself(tmp_path):
+    rows = [("C:\\dir\\", 'a \\"quoted\\" \\d+'), ("\\\\server", "y\\\\")]
+    return pairs_of(written(tmp_path, "t.csv", pd.DataFrame(rows, columns=["query", "passage"]).to_csv(index=False)))
+
+
 @refused(r"line 2.*',' expected after '\"'")
 def quotes_that_a_backslash_escapes(tmp_path):
     table = pd.DataFrame([{"query": 'a "word", then', "passage": "p"}])
