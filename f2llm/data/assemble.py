@@ -231,6 +231,8 @@ def _is_negative(text: str, record: dict, positives: Positives) -> bool:
 def _reason_to_drop(
     record: dict, evaluation: EvaluationTexts, duplicates: Duplicates, held_out: Container[bytes]
 ) -> str | None:
+    if "left_out" in record:  # by its converter
+        return record["left_out"]
     pair, folded = texts_compared(record)
     if reason := fault_of(record):
         return reason

@@ -21,7 +21,16 @@ COMMON = ("where", "language", "to", "per")  # fields that every converter takes
 UNLABELLED = {"-1", "-", ""}  # how the NLI sets mark pairs on which the annotators did not agree
 
 
-def convert(converter: str, fields: dict, tables: list[Table], where: str) -> Iterator[dict]:
+LeftOut = Callable[[str, "Row"], None]  # is told of rows that give no record: a reason and the row
+
+
+def _ignore(reason: str, row: "Row") -> None:
+    """Does nothing with a row that gives no record."""
+
+
+def convert(
+    converter: str, fields: dict, tables: list[Table], where: str, left_out: LeftOut = _ignore
+) -> Iterator[dict]:
     """Yields the training records of a source, from its opened files in order; `where` is its name in errors.
 
     fields: the keyword arguments of the converter and, optionally,
@@ -29,6 +38,7 @@ def convert(converter: str, fields: dict, tables: list[Table], where: str) -> It
     - language, to: the paths of the language codes of query and passage;
     - per: a pattern such as "{first}-{second}/*" that groups files by language or pair of languages. Each group is
       converted separately, with {first} in other fields replaced.
+    left_out: is called with a reason for each row that `where` does not select or the converter passes over.
     ValueError for fields that the converter does not take, columns that a file does not have, and values of a wrong
     type.
     """
@@ -36,7 +46,7 @@ def convert(converter: str, fields: dict, tables: list[Table], where: str) -> It
     for names, group in _groups(tables, fields.get("per"), where):
         values = {key: _filled(value, names) for key, value in fields.items() if key != "per"}
         own = {key: value for key, value in values.items() if key not in COMMON}
-        rows = Rows(group, where, values.get("where", {}), values.get("language"), values.get("to"))
+        rows = Rows(group, where, values.get("where", {}), values.get("language"), values.get("to"), left_out)
         yield from CONVERTERS[converter](rows, **own)
 
 
@@ -94,6 +104,7 @@ class Rows:
     chosen: dict
     language: str | None
     to: str | None
+    left_out: LeftOut = _ignore
 
     def __call__(self, *paths: Paths | None) -> Iterator["Row"]:
         """Yields the selected rows, with the columns of `paths`; every file must have these columns."""
@@ -106,6 +117,8 @@ class Rows:
                 row = Row(self, table, number, values)
                 if all(spelled(row.value(path)) in known for path, known in chosen.items()):
                     yield row
+                else:
+                    self.left_out(f"not selected by where: {', '.join(chosen)}", row)
 
     def of(self, glob: str) -> "Rows":
         """All rows of the files whose path ends with a match of the glob."""
@@ -115,7 +128,7 @@ class Rows:
             raise ValueError(f"source '{self.name}': '{glob}' matches no file of {files}; remedy: look at hub_files")
         if self.chosen or self.language:
             raise ValueError(f"source '{self.name}': files that are joined take none of the fields {COMMON}")
-        return Rows(tables, self.name, {}, None, None)
+        return Rows(tables, self.name, {}, None, None, self.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +247,7 @@ def nli(
     pairs are held in memory. group_by: the path of a value that identifies the premise; its text if None.
     Source: arXiv 2510.02294, construction of the NLI tuples.
     """
-    entailed, others, records = {}, {}, {}
+    entailed, others, records, last = {}, {}, {}, {}
     entailing = {spelled(value) for value in _listed(entailment)}
     for row in rows(premise, hypothesis, label, group_by):
         found = row.label(label)
@@ -242,6 +255,11 @@ def nli(
             key = row.label(group_by) if group_by else row.text(premise)
             records.setdefault(key, row.record(query=row.text(premise)))
             (entailed if found in entailing else others).setdefault(key, set()).add(row.text(hypothesis))
+            last[key] = row
+        else:
+            rows.left_out("no gold label", row)
+    for key in (key for key in last if key not in entailed):
+        rows.left_out("premise without an entailed hypothesis", last[key])
     for key, positives in entailed.items():
         draw = random.Random(records[key]["query"])  # a text as seed gives the same draws in every process
         passage = draw.choice(sorted(positives - {""}) or [""])
@@ -256,6 +274,8 @@ def sts(rows: Rows, first: Paths, second: Paths, score: str, minimum: float) -> 
         if row.number_at(score) >= minimum:
             yield row.record(query=row.text(first), passage=row.text(second))
             yield row.record(query=row.text(second), passage=row.text(first))
+        else:
+            rows.left_out(f"score below {minimum}", row)
 
 
 def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: Any) -> Iterator[dict]:
@@ -264,6 +284,8 @@ def duplicates(rows: Rows, first: Paths, second: Paths, label: str, duplicate: A
     for row in rows(first, second, label):
         if row.label(label) in same:
             yield row.record(query=row.text(first), passage=row.text(second))
+        else:
+            rows.left_out("labelled as no duplicate", row)
 
 
 def conversation(rows: Rows, messages: str, role: str, content: str, user: Any, assistant: Any) -> Iterator[dict]:
@@ -294,10 +316,12 @@ def qrels(
     id, query and passage are paths in the files of queries and corpus. The texts of the pairs used are held in memory;
     records are in the order of the judgements.
     """
-    judged = []
-    for row in rows.of(qrels)(query_id, passage_id, score):
+    judged, judgements = [], rows.of(qrels)
+    for row in judgements(query_id, passage_id, score):
         if score is None or row.number_at(score) >= minimum:
             judged.append((row.label(query_id), row.label(passage_id), row.table, row.number))
+        else:
+            rows.left_out(f"score below {minimum}", row)
     questions = _texts_by_id(rows.of(queries), id, query, {pair[0] for pair in judged})
     passages = _texts_by_id(
         rows.of(corpus), id, [passage] if isinstance(passage, str) else list(passage), {pair[1] for pair in judged}

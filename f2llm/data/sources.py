@@ -17,7 +17,7 @@ from ..text import without_prompt
 from .converters import convert
 from .local import layout_of, local_records
 from .mirror import Mirror
-from .readers import open_table, require_columns
+from .readers import excerpt, open_table, require_columns
 from .registry import LOCAL, Source, fetch_command, files_needed, local_paths
 
 
@@ -68,17 +68,35 @@ def _records(part: Part, data: Data) -> Iterator[dict]:
         for table in opened:
             yield from local_records(table, source.task)
     else:
-        yield from convert(source.converter, source.fields, opened, where=source.name)
+        left_out: list[dict] = []  # since the last record
+        for record in convert(
+            source.converter,
+            source.fields,
+            opened,
+            where=source.name,
+            left_out=lambda reason, row: left_out.append({"left_out": reason, "query": excerpt(row.values, 200)}),
+        ):
+            yield from left_out
+            left_out.clear()
+            yield record
+        yield from left_out
 
 
 def _draw(records: Callable[[], Iterable[dict]], limit: int | None, seed: int, name: str) -> Iterator[dict]:
-    """All records, or a random sample of `limit` in their order; for a sample they are read twice, to save memory."""
-    count = sum(1 for _ in records()) if limit else 0
+    """All records, or a random sample of `limit` in their order; for a sample they are read twice, to save memory.
+
+    Rows that a converter left out are no records, but come along, to be counted.
+    """
+    count = sum("left_out" not in record for record in records()) if limit else 0
     if not limit or count <= limit:
         yield from records()
         return
     chosen = set(_choose(count, limit, seed, name).tolist())
-    yield from (record for number, record in enumerate(records()) if number in chosen)
+    number = -1
+    for record in records():
+        number += "left_out" not in record
+        if "left_out" in record or number in chosen:
+            yield record
 
 
 def _choose(count: int, limit: int, seed: int, name: str) -> np.ndarray:

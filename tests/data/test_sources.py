@@ -6,6 +6,8 @@ Published data are small local copies in the layout of the real ones, which the 
 import json
 import re
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from f2llm.data import sources
+from f2llm.data.assemble import assemble
 from f2llm.data.fetch import adopt
 from f2llm.data.sources import fetch_command, files_needed, load_source, parts_of
 
@@ -293,3 +296,55 @@ def test_rows_limits_a_local_source_by_a_draw(local):
     (part,) = parts_of([source], data)
     queries = [record["query"] for record in load_source(part, data, seed=0)]
     assert len(queries) == 30 and np.all(np.diff([int(query[1:]) for query in queries]) > 0)
+
+
+# Rows that a converter passes over ---------------------------------------------------------------
+
+CONVERTED = {  # converter: (fields, rows of the file, reasons and how often)
+    "sts": (
+        {"first": "a", "second": "b", "score": "s", "minimum": 4},
+        [{"a": f"one {n}", "b": f"two {n}", "s": n % 6} for n in range(60)],
+        {"score below 4": 40},
+    ),
+    "duplicates": (
+        {"first": "a", "second": "b", "label": "s", "duplicate": 1},
+        [{"a": f"one {n}", "b": f"two {n}", "s": n % 3} for n in range(60)],
+        {"labelled as no duplicate": 40},
+    ),
+    "nli": (
+        {"premise": "a", "hypothesis": "b", "label": "s", "entailment": 0},
+        [{"a": f"premise {n // 3}", "b": f"hypothesis {n}", "s": (n % 3, -1, 1)[n // 3 % 3]} for n in range(60)],
+        {"no gold label": 21, "premise without an entailed hypothesis": 6},
+    ),
+    "pairs": (
+        {"query": "a", "passage": "b", "where": {"s": "train"}},
+        [{"a": f"one {n}", "b": f"two {n}", "s": "train" if n % 4 else "test"} for n in range(60)],
+        {"not selected by where: s": 15},
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+@pytest.mark.parametrize("converter", CONVERTED)
+def test_rows_that_a_converter_passes_over_are_counted_and_do_not_change_a_sample(
+    registry, config, tmp_path, monkeypatch, converter, limit
+):
+    fields, rows, reasons = CONVERTED[converter]
+    monkeypatch.chdir(tmp_path)
+    path = Path("data/local/rows.jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = next(source for source in registry if source.task == "retrieval" and not source.stage1)
+    source = replace(source, name="mine", converter=converter, fields=fields, files=["rows.jsonl"], rows=limit)
+    data = replace(config.data, source="local", decontaminate="none", deduplicate="none", cap_per_source=0)
+    parts, load = parts_of([source], data), partial(load_source, data=data, seed=0)
+    (entry,) = assemble(parts, load, [], data, 0, tmp_path / "out").values()
+    dropped = {reason: num for reason, num in entry["dropped"].items() if reason in reasons}
+    assert dropped == reasons
+    assert entry["drawn"] == entry["kept"] + sum(entry["dropped"].values())
+    records = [record for record in load(parts[0]) if "left_out" not in record]
+    assert len(records) == (limit or entry["kept"])
+    if limit:
+        every = replace(parts[0], source=replace(source, rows=None))
+        whole = [record for record in load(every) if "left_out" not in record]
+        assert len(whole) > limit and all(record in whole for record in records)
