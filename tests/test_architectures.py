@@ -1,5 +1,6 @@
 """Decoders of transformers beside Qwen3: packed equals padded in values and gradients; export; pruning."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,11 +25,13 @@ from transformers import (
 )
 
 from f2llm import attention
+from f2llm.batches import HomogeneousBatches
 from f2llm.config import SHAPE as SHAPE_OF_BACKBONE
 from f2llm.config import Prune, Shape
 from f2llm.model import Embedder
 from f2llm.pipeline.plan import num_parameters
 from f2llm.prune import importance_scores, prune_to
+from f2llm.step import compute_losses, grad_cache_backward, prepare
 from f2llm.store.model_folder import ARCHITECTURES, OF_LLAMA
 
 SHAPE = {
@@ -174,6 +177,23 @@ def test_recomputed_and_compiled_layers_give_the_same_gradients(model, tokenizer
     embedder.recompute(selectively=True)
     model.train()
     assert_all_close(gradients(model, embedder.embed(ids)), plain, eps=1e-5)
+
+
+def test_a_step_with_gradient_caching_has_the_gradient_of_the_loss(
+    model, tokenizer, small_store, tiny_training, machine
+):
+    embedder = Embedder(model, tokenizer, tiny_training.max_tokens)
+    batch = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)[0]
+    losses = compute_losses(embedder.embed(embedder.tokenize(batch.texts)), batch, tiny_training)
+    sum(losses.values()).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.train()
+    model.zero_grad()
+    found = grad_cache_backward(
+        embedder, prepare(embedder, batch, replace(machine, activation_tokens=1)), tiny_training
+    )
+    assert found.keys() == losses.keys()
+    assert_all_close({name: parameter.grad for name, parameter in model.named_parameters()}, expected, eps=1e-4)
 
 
 def test_the_saved_folder_gives_equal_embeddings_here_and_in_sentence_transformers(model, tokenizer, tmp_path):
