@@ -103,11 +103,11 @@ def compare_with_sentence_transformers(model: Embedder, path: Path) -> None:
 
     Nothing is compared where the folder declares no modules, or where sentence-transformers is not installed.
     """
+    if not (Path(path) / "modules.json").exists():
+        return
     try:
         import sentence_transformers
     except ImportError:
-        return
-    if not (Path(path) / "modules.json").exists():
         return
     theirs = sentence_transformers.SentenceTransformer(
         str(path), local_files_only=True, model_kwargs={"dtype": model.model.dtype}

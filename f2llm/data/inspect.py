@@ -54,6 +54,7 @@ class Report:
     samples: dict[str, list[str]]
     shown: list[str]
     rows_by_negatives: dict[int, int]
+    fit: tuple[str, ...] = ()  # lines of `f2llm.data.fit`
 
     @property
     def usable(self) -> bool:
@@ -82,7 +83,7 @@ class Report:
                 if (more := self.counts[kind] - len(self.samples[kind])) > 0:
                     lines.append(f"    and {more:,} more")
         lines += ["as the model sees them:", *self.shown] if self.shown else []
-        return "\n".join([*lines, "usable" if self.usable else "not usable as it is"])
+        return "\n".join([*lines, *self.fit, "usable" if self.usable else "not usable as it is"])
 
 
 def check_file(

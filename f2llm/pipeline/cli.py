@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -227,9 +228,9 @@ def check(
 
     config = load_config()
     report = check_file(file, config.stage2.max_tokens, task=task, instruction=instruction, model=model)
-    print(report)
     if report.usable:
-        print(*fit(report, config), sep="\n")
+        report = replace(report, fit=tuple(fit(report, config)))
+    print(report)
     raise typer.Exit(not report.usable)
 
 
