@@ -216,6 +216,8 @@ class Embedder:
     def write(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The files of `save`, into a folder that is there; weights: instead of the model's own, if sharded."""
         self.model.save_pretrained(folder, state_dict=weights)
+        if self.tokenizer.pad_token is None:  # as Llama, Mistral, SmolLM; sentence-transformers pads, and masks pads
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
         self.tokenizer.save_pretrained(folder)
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)

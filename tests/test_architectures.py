@@ -211,6 +211,41 @@ def test_the_saved_folder_gives_equal_embeddings_here_and_in_sentence_transforme
     assert_close(theirs.encode(TEXTS), expected, eps=1e-5)
 
 
+@pytest.mark.parametrize("rope", ["llama3", "linear", "yarn", "dynamic"])
+def test_scaled_rotary_embeddings_equal_transformers_own(tokenizer, rope):
+    scaling = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if rope == "llama3" else {}
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPE, rope_parameters=scaling, vocab_size=len(tokenizer))
+    model = AutoModel.from_config(config, attn_implementation="eager").eval()
+    ids = Embedder(model, tokenizer, 64).tokenize(TEXTS)
+    with torch.inference_mode():
+        packed = Embedder(model, tokenizer, 64).embed(ids)
+        model.set_attn_implementation("eager")
+        model.layers[-1].__dict__.pop("forward")
+        assert_close(packed, one_by_one(model, ids), eps=1e-5)
+        model.rotary_emb = type(model.rotary_emb)(LlamaConfig(**SHAPE))
+        plain = one_by_one(model, ids)
+    if rope != "dynamic":  # which changes nothing up to max_position_embeddings, the longest text that is taken
+        assert (packed - plain).abs().max() > 1e-2, "vacuous: the scaling changes nothing"
+
+
+def test_a_tokenizer_without_pad_token_can_be_padded_once_saved(model, tokenizer, name, tmp_path):
+    """As Llama's, Mistral's and SmolLM's: sentence-transformers pads a batch, and could not encode one."""
+    if name != "llama":
+        pytest.skip("depends on the tokenizer alone")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    bare = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", pad_token=None)
+    assert bare.pad_token is None
+    embedder = Embedder(model, bare, 24)
+    expected = embedder.encode(TEXTS)
+    embedder.save(tmp_path / "model")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), local_files_only=True)
+    assert_close(theirs.encode(TEXTS), expected, eps=1e-5)
+    assert_close(Embedder.load(tmp_path / "model").encode(TEXTS), expected, eps=1e-5)
+
+
 def test_pruning_keeps_what_it_is_to_keep_or_refuses(model, tokenizer, name, config):
     embedder = Embedder(model, tokenizer, 64)
     plan, shape = config.prune, Shape(hidden_size=16, intermediate_size=24, num_hidden_layers=2)

@@ -24,6 +24,9 @@ OPTIONAL_MODEL_FILES += ["config_sentence_transformers.json"]  # what a model de
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
     """Copy a checkpoint from the mirror into an existing folder, and make its tokenizer append EOS.
 
+    Special tokens beyond the rows of its embedding table are removed: Gemma 3 1B, which reads text alone, comes with
+    the tokenizer of the larger ones and their <image_soft_token>.
+
     A ValueError names the first number of its shape that differs from params.yaml.
     """
     copy_model(mirror, backbone.name, backbone.revision, folder)
@@ -38,6 +41,7 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
                 f"{backbone.name}{at} has {name} {value}, but backbone.{name} is {getattr(backbone, name)}; "
                 "remedy: the shape or the checkpoint in params.yaml"
             )
+    _remove_tokens_beyond(folder, declared.vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
         before = [(tokenizer.convert_ids_to_tokens(number), number) for number in tokens_before(tokenizer)]
@@ -51,6 +55,28 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
             )
     if (folder / "modules.json").exists():
         compare_with_sentence_transformers(Embedder.load(folder), folder)
+
+
+def _remove_tokens_beyond(folder: Path, num_rows: int) -> None:
+    """Take added tokens with ids from num_rows on out of a folder's tokenizer, which then reads them as text."""
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    content = read_json(file)
+    beyond = {token["content"] for token in content.get("added_tokens", []) if token["id"] >= num_rows}
+    if beyond:
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in beyond]
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        settings.write_text(json.dumps(_without(read_json(settings), beyond)), encoding="utf-8")
+
+
+def _without(value, tokens: set[str]):
+    """A JSON value without the entries of its lists and dictionaries that are one of the tokens, plain or as object."""
+
+    def stays(entry) -> bool:
+        return isinstance(entry, list) or (entry.get("content") if isinstance(entry, dict) else entry) not in tokens
+
+    if isinstance(value, dict):
+        return {key: _without(entry, tokens) for key, entry in value.items() if stays(entry)}
+    return [_without(entry, tokens) for entry in value if stays(entry)] if isinstance(value, list) else value
 
 
 def copy_teacher(config: Config, out: Path) -> None:

@@ -68,10 +68,27 @@ def _check_config(folder: Path, config: dict) -> None:
     for key, what in (("auto_map", "code of its own"), ("quantization_config", "quantised weights")):
         if config.get(key):
             raise ValueError(f"{folder}/config.json declares {what} ({key}), which the kit never runs; {REMEDY}")
-    if config.get("use_bidirectional_attention"):
+    if config.get("use_bidirectional_attention") or config.get("is_causal") is False:
         raise NotComputed(
             f"{folder}/config.json declares bidirectional attention, which the kit does not compute; {REMEDY}"
         )
+    if "longrope" in _rope_types(config):
+        raise NotComputed(
+            f"{folder}/config.json declares rope_type longrope, whose frequencies follow the longest text of a batch: "
+            f"embeddings would depend on their neighbours, which the kit does not compute; {REMEDY}"
+        )
+    if adapters := sorted(file.name for file in folder.glob("adapter_*")):
+        raise ValueError(
+            f"{folder} has an adapter ({adapters[0]}), which the kit does not add to the weights; remedy: merge it "
+            "into the model (merge_and_unload of peft) and save that"
+        )
+
+
+def _rope_types(config: dict) -> set[str | None]:
+    """The kinds of rotary embeddings, in the spelling of transformers 5 or 4; Gemma 3 has one for each layer type."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return {part.get("rope_type", part.get("type")) for part in parts}
 
 
 def _check_shards(folder: Path) -> None:

@@ -149,6 +149,32 @@ def attention_in_both_directions(tmp_path):
     return loading(tmp_path / "model")
 
 
+@refused(r"declares bidirectional attention", "qwen3", "llama")
+def attention_that_is_not_causal(tmp_path, kind):
+    edit(copied(tmp_path) / "config.json", model_type=kind, is_causal=False)
+    return loading(tmp_path / "model")
+
+
+LONG = {"factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 12}
+
+
+@refused(
+    r"declares rope_type longrope, .* would depend on their neighbours",
+    {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG}},
+    {"rope_parameters": None, "rope_scaling": {"type": "longrope", **LONG}},
+    {"rope_parameters": {"full_attention": {"rope_type": "longrope", **LONG}}},
+)
+def frequencies_by_the_longest_text_of_a_batch(tmp_path, rope):
+    edit(copied(tmp_path) / "config.json", **rope)
+    return loading(tmp_path / "model")
+
+
+@refused(r"has an adapter \(adapter_.*\), .* remedy: merge it", "adapter_config.json", "adapter_model.safetensors")
+def an_adapter_beside_the_weights(tmp_path, name):
+    (copied(tmp_path) / name).write_text("{}")
+    return loading(tmp_path / "model")
+
+
 @refused(r"reads the tokenizer of a 'qwen2' as Qwen2Tokenizer, which makes other tokens")
 def a_tokenizer_that_transformers_replaces(tmp_path):
     folder = copied(tmp_path)

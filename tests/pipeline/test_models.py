@@ -76,6 +76,24 @@ def test_a_token_before_every_text_stays_when_eos_is_added(qwen, tmp_path):
     assert Embedder.load(folder).tokenize([text]) == [ids]
 
 
+def test_tokens_beyond_the_embedding_table_are_read_as_text(qwen, tmp_path):
+    """As in Gemma 3 1B, whose tokenizer has an image token that its model has no row for."""
+    backbone, theirs = qwen
+    image, before = "<image_soft_token>", AutoTokenizer.from_pretrained(theirs)
+    texts = ["The fox", f"an {image} in a text"]
+    expected = [before(text)["input_ids"] for text in texts]
+    larger = AutoTokenizer.from_pretrained(theirs)
+    larger.add_special_tokens({"additional_special_tokens": [image]})
+    assert larger(texts[1])["input_ids"] != expected[1] and len(larger) == backbone.vocab_size + 1
+    larger.save_pretrained(theirs)
+    change_json(theirs / "tokenizer_config.json", image_token=image, extra_special_tokens={"image_token": image})
+    folder = brought(backbone, theirs, tmp_path / "backbone")
+    model = Embedder.load(folder)
+    assert model.tokenize(texts) == [[*ids, before.eos_token_id] for ids in expected]
+    model.save(tmp_path / "saved")
+    assert Embedder.load(tmp_path / "saved").tokenize(texts) == model.tokenize(texts)
+
+
 def test_without_a_commit_whatever_the_mirror_has_is_taken(qwen, tmp_path):
     backbone, theirs = qwen
     adopt(tmp_path / "mirror", backbone.name, theirs, "b" * 40)
