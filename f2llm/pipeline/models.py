@@ -58,14 +58,19 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
 
 
 def _remove_tokens_beyond(folder: Path, num_rows: int) -> None:
-    """Take added tokens with ids from num_rows on out of a folder's tokenizer, which then reads them as text."""
+    """Take added tokens with ids from num_rows on out of a folder's tokenizer, which then reads them as text.
+
+    Nothing is removed if EOS or BOS is one of them: such a tokenizer is of another model, which loading refuses.
+    """
     file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    content = read_json(file)
+    content, declared = read_json(file), read_json(settings)
     beyond = {token["content"] for token in content.get("added_tokens", []) if token["id"] >= num_rows}
-    if beyond:
+    ends = {key: declared.get(key) for key in ("bos_token", "eos_token")}
+    if beyond and _without(ends, beyond) == ends:
+        print(f"tokenizer: {', '.join(sorted(beyond))} removed, since the model has {num_rows} rows and none for them")
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in beyond]
         file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        settings.write_text(json.dumps(_without(read_json(settings), beyond)), encoding="utf-8")
+        settings.write_text(json.dumps(_without(declared, beyond)), encoding="utf-8")
 
 
 def _without(value, tokens: set[str]):

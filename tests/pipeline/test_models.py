@@ -94,6 +94,15 @@ def test_tokens_beyond_the_embedding_table_are_read_as_text(qwen, tmp_path):
     assert Embedder.load(tmp_path / "saved").tokenize(texts) == model.tokenize(texts)
 
 
+def test_a_tokenizer_whose_eos_has_no_row_is_refused(qwen, tmp_path):
+    backbone, theirs = qwen
+    larger = AutoTokenizer.from_pretrained(theirs)
+    larger.add_special_tokens({"eos_token": "<|end|>"})
+    larger.save_pretrained(theirs)
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, but the model only \d+; remedy: "):
+        Embedder.load(brought(backbone, theirs, tmp_path / "backbone"))
+
+
 def test_without_a_commit_whatever_the_mirror_has_is_taken(qwen, tmp_path):
     backbone, theirs = qwen
     adopt(tmp_path / "mirror", backbone.name, theirs, "b" * 40)
