@@ -339,9 +339,7 @@ def test_local_files_travel_into_an_experiment(evaluated, where):
     assert dependency["nfiles"] == 2, "the file and .gitignore"
     assert "data/local/mine.jsonl" not in run(evaluated, "git", "ls-tree", "-r", "--name-only", found[0])
     local.unlink()
-    output = run(
-        evaluated, "dvc", "exp", "run", *(where or [])[:0], "-S", "++override.data.from=local", "code", check=False
-    )
+    output = run(evaluated, "dvc", "exp", "run", "-S", "++override.data.from=local", "code", check=False)
     assert "source 'mine': data/local/mine.jsonl missing; remedy: put the file into data/local" in output
     run(evaluated, "git", "checkout", "-q", "HEAD", "--", ".")
     registry.write_bytes(kept)
