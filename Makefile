@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help clone repro test bench lint format lab clean
+.PHONY: help clone repro test browser bench lint format lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,10 @@ repro: clone .venv/installed  ## run the whole pipeline for the configured size,
 
 test: .venv/installed  ## run all tests, in two processes
 	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser: .venv/installed  ## drive JupyterLab in Chromium (which must be installed), as a test
+	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@python -m pytest tests/pipeline/test_jupyterlab.py
 
 bench: .venv/installed  ## measure speed and memory on this CPU (about an hour), write benchmarks/README.md
 	@for name in training encode memory distillation prune data; do python -m benchmarks.$$name || exit 1; done
