@@ -60,6 +60,15 @@ Miner = Annotated[
 ]
 
 
+Benchmark = Annotated[
+    str | list[str],
+    must_be(
+        "embedded, a benchmark or task of mteb, or a list of these, as in 'MTEB(eng, v2)'",
+        lambda value: value and all(value),
+    ),
+]
+
+
 @checked
 class Machine:
     threads: NonNegativeInt
@@ -242,8 +251,9 @@ class Prune:
 
 @checked
 class Evaluate:
-    benchmark: Literal["embedded"]
+    benchmark: Benchmark
     dims: list[PositiveInt]
+    precisions: list[Literal["int8", "binary"]]
     only: list[str]
 
 

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
@@ -27,7 +28,9 @@ from huggingface_hub.errors import (
 
 from ..config import Config
 from ..store.files import alone_in, clear_errors, sha256
-from .mirror import inside, matching, num_bytes, read_manifest, write_manifest
+from .mirror import data_files, inside, matching, num_bytes, read_manifest, write_manifest
+
+KEPT_OF_MODELS = (".json", ".safetensors", ".txt", ".model", "README.md")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ class Plan:
     endpoint: str
     files: list[HubFile]
     listing: list[str]  # the names of all files at that commit
+    beside: bool = False  # kept beside another revision of the repository
+
+    @property
+    def folder(self) -> str:
+        """Its folder in a mirror, and its name in the manifest."""
+        return f"{self.repo_id}@{self.revision}" if self.beside else self.repo_id
 
     @property
     def bytes(self) -> int:
@@ -93,6 +102,30 @@ def models_needed(config: Config) -> list[tuple[str, list[str], str | None, str]
     names = [(backbone.name, backbone.revision)] if backbone.source == "hub" else []
     names += [tuple(what.rsplit("@", 1))] if kind == "hub" else []
     return [(repo_id, ["*.json", "*.safetensors"], revision, "model") for repo_id, revision in names]
+
+
+def plan_models(names: Iterable[str], endpoint: str | None = None) -> list[Plan]:
+    """Plans for whole models, by id or id@commit: safetensors, settings and tokenizer, no pickle and no code."""
+    plans = []
+    for name in names:
+        repo_id, _, revision = name.partition("@")
+        (plan,) = plan_all([(repo_id, ["*"], revision or None, "model")], endpoint)
+        kept = [file for file in plan.files if file.name.endswith(KEPT_OF_MODELS) and "onnx" not in file.name]
+        plans.append(replace(plan, files=kept))
+    return plans
+
+
+def plan_data_sets(
+    repositories: Iterable[tuple[str, str | None]], mirror: Path, endpoint: str | None = None
+) -> list[Plan]:
+    """Plans for all data files of data sets at their revisions; a second revision of a repository is kept beside."""
+    held, plans = read_manifest(mirror), []
+    taken = {name: entry["revision"] for name, entry in held.items()}
+    for plan in plan_all([(repo_id, ["*"], revision) for repo_id, revision in repositories], endpoint):
+        files = [file for file in plan.files if data_files([file.name])]
+        beside = taken.setdefault(plan.repo_id, plan.revision) != plan.revision
+        plans.append(replace(plan, files=files, beside=beside))
+    return plans
 
 
 def plan_all(needed: list[tuple], endpoint: str | None = None) -> list[Plan]:
@@ -172,8 +205,8 @@ def fetch(plan: Plan, mirror: Path) -> None:
     """
     mirror = Path(mirror)
     with alone_in(mirror, "fetch"), clear_errors(mirror):
-        manifest, folder = read_manifest(mirror), mirror / plan.repo_id
-        entry = _entry(manifest, mirror, plan.repo_id, plan.revision)
+        manifest, folder = read_manifest(mirror), mirror / plan.folder
+        entry = _entry(manifest, mirror, plan.folder, plan.revision)
         missing = [file for file in plan.files if not _present(file, entry, folder)]
         needed = sum(file.bytes for file in missing)
         _remove_working_files(folder)
@@ -217,11 +250,11 @@ def _record(plan: Plan, files: list[HubFile], mirror: Path, manifest: dict) -> N
     """
     wrong = []
     for file in files:
-        path = mirror / plan.repo_id / file.name
+        path = mirror / plan.folder / file.name
         if digest := _verified(path, file):
             with path.open("rb") as opened:
                 os.fsync(opened.fileno())  # its bytes are on the disk before the manifest lists it
-            manifest[plan.repo_id]["files"][file.name] = {"bytes": file.bytes, "sha256": digest}
+            manifest[plan.folder]["files"][file.name] = {"bytes": file.bytes, "sha256": digest}
             write_manifest(mirror, manifest)
         else:
             came = f"{num_bytes(path)} bytes" if path.exists() else "nothing"

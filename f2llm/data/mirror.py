@@ -54,6 +54,14 @@ class Mirror:
         self.path = Path(path)
         self._manifest = read_manifest(self.path)
 
+    def __contains__(self, repo_id: str) -> bool:
+        return repo_id in self._manifest
+
+    def folder_of(self, repo_id: str, revision: str | None) -> str:
+        """The name under which a repository is kept at a revision; its own, unless a second revision is kept beside."""
+        beside = f"{repo_id}@{revision}"
+        return beside if beside in self._manifest else repo_id
+
     def require(
         self, repo_id: str, patterns: list[str], *, command: str, revision: str | None = None, hashed: bool = False
     ) -> list[Path]:
@@ -109,6 +117,12 @@ class Mirror:
         """The files that were fetched; what lies in the folder besides is not read."""
         return sorted(self._manifest.get(repo_id, {"files": {}})["files"])
 
+    def require_all(self, repo_id: str, revision: str | None, *, command: str, hashed: bool = False) -> None:
+        """As `require`, of every data file that the hub listed at the commit, or that was adopted."""
+        entry = self._manifest.get(repo_id, {"files": {}})
+        names = data_files(sorted({*entry["files"], *entry.get("listing", [])})) or ["README.md"]
+        self.require(repo_id, names, command=command, revision=revision, hashed=hashed)
+
     def lists(self, repo_id: str, name: str) -> bool:
         """Whether a file was fetched."""
         return name in self.names(repo_id)
@@ -143,6 +157,11 @@ def inside(folder: Path, name: str) -> Path:
             f"the name {name!r} could leave {folder}, nothing was written; remedy: leave it out of the patterns"
         )
     return folder / name
+
+
+def data_files(names) -> list[str]:
+    """Of all files of a data set, those that are data or describe it: no code, nothing hidden."""
+    return [name for name in names if not name.endswith(".py") and not name.startswith(".")]
 
 
 def matching(names, pattern: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The models that are evaluated: their folders, their maximum lengths and instructions, and their encoders."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ import pandas as pd
 from ..config import Config, Training, names_of_models
 from ..mining.tfidf import MAX_CHARACTERS, Tfidf
 from ..model import Embedder
+from ..store.files import sha256
 from ..store.tuples import TupleStore
+from .benchmarks import EMBEDDED
 
+CACHE_BYTES = 4 * 2**30
 NUM_FEATURES = 2**13  # of TF-IDF; 2**15: half a point better, 4 times slower
 
 
@@ -26,12 +30,29 @@ class EvaluatedModel:
     embedder: Embedder | None = None
     instructions: bool = False
     trained: bool = False
+    folder: Path | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.embedder.dim if self.embedder else NUM_FEATURES
+
+    def digest(self) -> str | None:
+        """Of all that its embeddings depend on; None for TF-IDF and the untrained model, which are made anew."""
+        if self.folder is None:
+            return None
+        facts = f"{revision_of(self.folder)} {self.embedder.max_tokens} {self.instructions}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 def models_of(config: Config, models: Path = Path("models"), tuples: Path = Path("data/assembled")) -> dict:
-    """{name: EvaluatedModel} of TF-IDF and all models of the pipeline, or of evaluate.only alone."""
+    """{name: EvaluatedModel} of TF-IDF and all models of the pipeline, or of evaluate.only alone.
+
+    TF-IDF's rows are dense and have 8,192 dimensions: on a public benchmark, whose corpora have millions of documents,
+    it is scored only if evaluate.only names it.
+    """
     known, only = _known_models(config), config.evaluate.only
-    chosen = [name for name in names_of_models(config) if not only or name in only]
+    public = config.evaluate.benchmark != EMBEDDED
+    chosen = [name for name in names_of_models(config) if (name in only if only else name in known or not public)]
     return {
         name: _load_model(name, models, config.seed, *known[name]) if name in known else _load_tfidf(tuples)
         for name in chosen
@@ -64,13 +85,14 @@ def _load_model(
     path = Path(models) / folder
     embedder = Embedder.untrained(path, seed) if name == "untrained" else Embedder.load(path)
     embedder.max_tokens = training.max_tokens
-    return EvaluatedModel(cached(encoder_of(embedder, instructions)), embedder, instructions, trained)
+    encode = RememberedRows(encoder_of(embedder, instructions))
+    return EvaluatedModel(encode, embedder, instructions, trained, None if name == "untrained" else path)
 
 
 def _load_tfidf(tuples: Path) -> EvaluatedModel:
     """The TF-IDF baseline, fitted on the training texts."""
     texts = (text[:MAX_CHARACTERS] for text in TupleStore(tuples, mined=None).texts())
-    return EvaluatedModel(cached(tfidf_encoder(Tfidf(texts, NUM_FEATURES))))
+    return EvaluatedModel(RememberedRows(tfidf_encoder(Tfidf(texts, NUM_FEATURES))))
 
 
 # Encoders ---------------------------------------------------------------------------------------
@@ -86,17 +108,41 @@ def tfidf_encoder(tfidf: Tfidf) -> Callable:
     return lambda texts, instruction: tfidf.encode(texts).toarray()
 
 
-def cached(encode: Callable) -> Callable:
-    """`encode` with a cache: each (text, instruction) is computed once, also if languages or dims share it."""
-    rows_of: dict[tuple[str, str | None], np.ndarray] = {}
+class RememberedRows:
+    """`encode` with a memory: each (text, instruction) is computed once, for all languages, dims and precisions.
 
-    def lookup(texts: list[str], instruction: str | None) -> np.ndarray:
-        missing = list(dict.fromkeys(text for text in texts if (text, instruction) not in rows_of))
-        rows = encode(missing, instruction) if missing else []
-        rows_of.update({(text, instruction): row for text, row in zip(missing, rows, strict=True)})
-        return np.stack([rows_of[text, instruction] for text in texts])
+    Rows are kept up to `CACHE_BYTES`; what comes after is computed each time.
+    """
 
-    return lookup
+    def __init__(self, encode: Callable):
+        self.encode, self.rows = encode, {}
+        self.bytes = 0
+
+    def __call__(self, texts: list[str], instruction) -> np.ndarray:
+        missing = list(dict.fromkeys(text for text in texts if (text, instruction) not in self.rows))
+        computed = self.encode(missing, instruction) if missing else []
+        new = dict(zip(missing, computed, strict=True))
+        result = np.stack([new[text] if text in new else self.rows[text, instruction] for text in texts])
+        if missing and self.bytes + computed.nbytes <= CACHE_BYTES:
+            self.bytes += computed.nbytes
+            self.rows.update({(text, instruction): row for text, row in new.items()})
+        return result
+
+    def largest(self) -> float:
+        """The largest absolute value of the remembered rows."""
+        return max((float(np.abs(row).max()) for row in self.rows.values()), default=1.0)
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self.bytes = 0
+
+
+def revision_of(folder: Path) -> str:
+    """SHA-1 of the names and hashes of a model's weights, tokenizer and settings, not of logs of its training."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".safetensors", ".json", ".txt", ".model"))
+    kept = [file for file in files if file.name not in ("train.json", "embedding_contract.json", "model_meta.json")]
+    facts = "".join(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n" for file in kept)
+    return hashlib.sha1(facts.encode()).hexdigest()
 
 
 # Tables -----------------------------------------------------------------------------------------

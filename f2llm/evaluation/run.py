@@ -1,112 +1,220 @@
-"""Scores by mteb: runs it on our tasks and encoders, and makes tables of its results."""
+"""Scores by mteb: runs it on tasks and encoders, keeps the result of each task, and makes tables of results."""
 
+import hashlib
+import json
+import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from io import TextIOBase
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-import numpy as np
 import pandas as pd
+from sklearn.exceptions import UndefinedMetricWarning
 
-from ..config import root
-from ..store.tuples import load_tasks
-from .results import mean_over_subsets
+from ..store.files import whole_file
+from ..store.run_log import duration
+from .benchmarks import EMBEDDED, tasks_of
+from .library import mteb, without_progress_bars
+from .mirrored import num_characters
 
 TASKS = Path("data/assembled/evaluation")
 
 
-def evaluate(encode: Callable, name: str, tasks: Path = TASKS) -> pd.DataFrame:
-    """One row per task and subset: model, task, type, subset, score (main score, 0 to 1).
+def evaluate(
+    encode: Callable, name: str, tasks: Path | Sequence = TASKS, instructions: Mapping | None = None
+) -> pd.DataFrame:
+    """One row per task, split and subset: model, task, type, split, subset, score (main score, 0 to 1).
 
-    encode(texts, instruction) returns one row per text; instruction is None for the documents of retrieval
-    and reranking, and the task's own for everything else.
+    encode(texts, instruction) returns one row per text; instruction is None for the documents of retrieval and
+    reranking, and the task's own for everything else. tasks: a folder of the kit's tasks, or mteb tasks.
+    instructions: {task, or type of tasks, or "query": instruction}; tasks of a folder bring their own.
     """
-    loaded = load_tasks(tasks)
-    with _own_cache():
-        import mteb
+    if isinstance(tasks, Path):
+        tasks = tasks_of(EMBEDDED, own=tasks)
+    from .tasks import Encoder
 
-        from .tasks import Encoder, mteb_task
-    instructions = {task["name"]: task["instruction"] for task in loaded}
-    encoder = Encoder(encode, name, instructions)
-    with redirect_stderr(_WithoutProgressBars(sys.stderr)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="To copy construct from a tensor")  # once per bitext subset
-        result = mteb.evaluate(
-            encoder, [mteb_task(task) for task in loaded], cache=None, co2_tracker=False, show_progress_bar=False
-        )
-    kinds = {task["name"]: task["type"] for task in loaded}
-    rows = [
-        {"model": name, "task": task.task_name, "type": kinds[task.task_name]}
-        | {"subset": score["hf_subset"], "score": round(float(score["main_score"]), 4)}
-        for task in result.task_results
-        for score in task.scores["test"]
-    ]
-    return pd.DataFrame(rows)
+    results = run_tasks({name: Encoder(encode, name, {**(instructions or {}), **own_instructions(tasks)})}, tasks)
+    if results.failures:
+        raise RuntimeError("; ".join(f"{task}: {reason}" for task, reason in results.failures.items()))
+    return results.table()
 
 
-def evaluate_all(models: Mapping, tasks: Path = TASKS) -> pd.DataFrame:
-    """The rows of `evaluate` for every model of `models_of`; prints each one's mean and time as it is done."""
-    parts = []
-    for name, model in models.items():
-        started = time.monotonic()
-        parts.append(evaluate(model.encode, name, tasks))
-        mean = parts[-1].groupby("task")["score"].mean().mean()
-        print(f"{name}: mean {mean:.3f}, {time.monotonic() - started:.0f} s", flush=True)
-    return pd.concat(parts)
+def own_instructions(tasks: Sequence) -> dict[str, str]:
+    """{task: instruction} of the kit's own tasks."""
+    return {task.metadata.name: task.instruction for task in tasks if hasattr(task, "instruction")}
 
 
-def evaluate_prefixes(models: Mapping, scores: pd.DataFrame, dims: Sequence[int], tasks: Path = TASKS) -> pd.DataFrame:
-    """model, dim, task, type, score of every trained model: at its full dim, as in `scores`, then at each of `dims`.
+@dataclass
+class Results:
+    """Results of models on tasks: mteb's TaskResult by (model, task), and why tasks failed. types: of the tasks."""
 
-    scores: those of `mean_over_subsets`. A dim that is not below a model's own is left out.
+    types: dict[str, str]
+    of: dict[tuple[str, str], object] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)  # tasks of other processes that are not done yet
+
+    def table(self) -> pd.DataFrame:
+        """model, task, type, split, subset, score: one row for each subset of a split."""
+        rows = [
+            {"model": model, "task": task, "type": self.types[task], "split": split}
+            | {"subset": score["hf_subset"], "score": float(score["main_score"])}
+            for (model, task), result in self.of.items()
+            for split, scores in result.scores.items()
+            for score in scores
+        ]
+        return pd.DataFrame(rows, columns=["model", "task", "type", "split", "subset", "score"])
+
+    def by_variant(self, model: str) -> pd.DataFrame:
+        """`table` where the models are (dim, precision) of one model: model, dim, precision, then the other columns."""
+        table = self.table()
+        variants = pd.DataFrame(table.pop("model").tolist(), columns=["dim", "precision"], index=table.index)
+        return pd.concat([pd.Series(model, index=table.index, name="model"), variants, table], axis=1)
+
+
+def run_tasks(
+    models: Mapping[str, object],
+    tasks: Sequence,
+    keep: Mapping[str, Path] | None = None,
+    part: tuple[int, int] = (0, 1),
+    verbose: bool = False,
+    after_task: Callable[[], None] = lambda: None,
+) -> Results:
+    """Score models, of the interface that mteb asks for, on tasks; the longest tasks first.
+
+    keep: {model: folder} for the result of each task; what is there already is read instead of computed, if it comes
+    from the same data, splits, subsets and version of mteb. The folder must stand for everything that makes the model's
+    scores. part: (k, n) runs every n-th task from the k-th on, as one of n processes that share the folders.
+    after_task is called after each. A task that fails does not stop the others.
     """
-    trained = {name: model for name, model in models.items() if model.trained}
-    parts = [scores[scores["model"] == name].assign(dim=model.embedder.dim) for name, model in trained.items()]
-    for name, model in trained.items():
-        for dim in (dim for dim in dims if dim < model.embedder.dim):
-            parts.append(mean_over_subsets(evaluate(at_dim(model.encode, dim), name, tasks)).assign(dim=dim))
-    return pd.concat(parts or [scores.head(0).assign(dim=0)])[["model", "dim", "task", "type", "score"]]
+    results, progress = Results({task.metadata.name: task.metadata.type for task in tasks}), _Progress(tasks, verbose)
+    ordered = sorted(tasks, key=lambda task: (-num_characters(task), task.metadata.name))
+    for number, task in enumerate(ordered):
+        name = task.metadata.name
+        kept = {model: _read_result(keep[model] / result_name(task)) for model in models} if keep else {}
+        missing = [model for model in models if not kept.get(model)]
+        if not missing:
+            results.of |= {(model, name): result for model, result in kept.items()}
+        elif number % part[1] != part[0]:
+            results.elsewhere.append(name)
+        else:  # all models again, for they may be lengths and precisions of the same embeddings
+            _run_task(task, models, keep, results)
+        after_task()
+        progress.add(task, computed=bool(missing) and number % part[1] == part[0])
+    order = [task.metadata.name for task in tasks]
+    results.of = dict(
+        sorted(results.of.items(), key=lambda item: (list(models).index(item[0][0]), order.index(item[0][1])))
+    )
+    return results
 
 
-def at_dim(encode: Callable, dim: int) -> Callable:
-    """`encode` with the first `dim` dimensions only, scaled to unit length again."""
+def _run_task(task, models: Mapping[str, object], keep: Mapping[str, Path] | None, results: Results) -> None:
+    """Load a task's rows once, score every model on them, keep each result as it is there."""
+    from mteb._set_seed import _set_seed
 
-    def shortened(texts: list[str], instruction: str | None) -> np.ndarray:
-        part = encode(texts, instruction)[:, :dim]
-        return part / np.linalg.norm(part, axis=1, keepdims=True).clip(1e-12)
-
-    return shortened
+    name = task.metadata.name
+    try:
+        for model, encoder in models.items():
+            for leaf in _parts(task):  # a task that has run would draw other random numbers
+                leaf.rng_state, leaf.np_rng = _set_seed(leaf.seed)
+            with _quiet():
+                if len(_parts(task)) == 1 and not task.data_loaded:  # rows are read once for all models
+                    task.load_data()
+                    after_loading = task.rng_state.getstate(), task.np_rng.bit_generator.state
+                if task.data_loaded:
+                    task.rng_state.setstate(after_loading[0])
+                    task.np_rng.bit_generator.state = after_loading[1]
+                found = mteb().evaluate(encoder, [task], cache=None, co2_tracker=False, show_progress_bar=False)
+            results.of[model, name] = found.task_results[0]
+            if keep:  # the file has six digits: read back, so that a resumed evaluation gives the same numbers
+                with whole_file(path := keep[model] / result_name(task)) as new:
+                    found.task_results[0].to_disk(new)
+                results.of[model, name] = _read_result(path)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(
+            "cannot write"
+        ):  # a full disk: no task can be kept
+            raise
+        results.failures[name] = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"{name} failed: {results.failures[name]}", flush=True)
+    finally:
+        if task.data_loaded:
+            task.unload_data()
 
 
 @contextmanager
-def _own_cache() -> Iterator[None]:
-    """Sets mteb's cache to a folder of this repository while mteb is imported, unless MTEB_CACHE is set."""
-    if "MTEB_CACHE" in os.environ:
-        yield
-        return
-    os.environ["MTEB_CACHE"] = str(root() / "scratch" / "mteb")  # mteb makes this folder at import
+def _quiet() -> Iterator[None]:
+    """Without bars, notes on superseded tasks, and scikit-learn's on labels that are never predicted."""
+    logger = logging.getLogger("mteb.abstasks.abstask")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with without_progress_bars(), warnings.catch_warnings():
+            for message in ("To copy construct from a tensor", "The task '.*' is superseded"):
+                warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", category=UndefinedMetricWarning)
+            yield
     finally:
-        del os.environ["MTEB_CACHE"]
+        logger.setLevel(level)
 
 
-class _WithoutProgressBars(TextIOBase):
-    """A stream that drops tqdm's bars: mteb shows two per bitext subset even with show_progress_bar=False.
+def _parts(task) -> list:
+    return [task, *getattr(task.metadata, "tasks", [])]
 
-    tqdm writes a bar as one text that begins with a carriage return, and a line break when the bar is finished.
+
+def result_name(task) -> str:
+    """The file of a task's result; another name for other data, splits, subsets or another version of mteb."""
+    leaves = _parts(task)
+    facts = [mteb().__version__, list(task.eval_splits), list(task.hf_subsets)]
+    facts += [
+        [leaf.metadata.name, leaf.metadata.dataset.get("revision"), getattr(leaf, "data_digest", "")] for leaf in leaves
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return f"{task.metadata.name}-{digest}.json"
+
+
+def _read_result(path: Path):
+    """A kept result; None if there is none. A damaged file is computed again."""
+    from mteb.results import TaskResult
+
+    try:
+        return TaskResult.from_disk(path)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        print(f"{path} is damaged ({type(error).__name__}) and is computed again", flush=True)
+        return None
+
+
+class _Progress:
+    """A line per task, with the time left: characters still to read over the speed so far.
+
+    Deviation: mteb's published times of these models are not at hand; texts' lengths stand in for them.
     """
 
-    def __init__(self, stream: TextIO):
-        self.stream, self.in_bar = stream, False
+    def __init__(self, tasks: Sequence, verbose: bool):
+        self.total, self.done, self.computed = sum(map(num_characters, tasks)), 0, 0
+        self.count, self.number, self.verbose, self.started = len(tasks), 0, verbose, time.monotonic()
 
-    def write(self, text: str) -> int:
-        self.in_bar = text.startswith("\r") or (self.in_bar and not text.strip())
-        return len(text) if self.in_bar else self.stream.write(text)
+    def add(self, task, computed: bool) -> None:
+        characters = num_characters(task)
+        self.number, self.done = self.number + 1, self.done + characters
+        self.computed += characters if computed else 0
+        if self.verbose and computed:
+            seconds = time.monotonic() - self.started
+            left = seconds * (self.total - self.done) / max(1, self.computed)
+            about = f", about {duration(left)} left" if self.number < self.count else ""
+            print(f"{self.number} of {self.count}: {task.metadata.name}, {duration(seconds)} so far{about}", flush=True)
 
-    def flush(self) -> None:
-        self.stream.flush()
+
+def part_of_processes() -> tuple[int, int]:
+    """(number of this process, of how many) of a Slurm array or of torchrun; (0, 1) of neither."""
+    for number, count in (("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"), ("RANK", "WORLD_SIZE")):
+        if number in os.environ and count in os.environ:
+            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0)) if number.startswith("SLURM") else 0
+            return int(os.environ[number]) - first, int(os.environ[count])
+    return 0, 1

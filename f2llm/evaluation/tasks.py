@@ -18,7 +18,7 @@ from mteb.abstasks import (
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 
@@ -103,18 +103,22 @@ def mteb_task(task: dict):
     def load_data(self, *arguments, **kwargs):
         self.dataset, self.data_loaded = build(task["data"]), True
 
-    return type(task["name"], (base,), {"metadata": metadata, "load_data": load_data, **settings})()
+    own = {"metadata": metadata, "load_data": load_data, "instruction": task["instruction"], **settings}
+    return type(task["name"], (base,), own)()
 
 
 class Encoder(AbsEncoder):
-    """An `encode` function with the interface of an mteb model."""
+    """An `encode` function with the interface of an mteb model: encode(texts, instruction) returns one row per text.
 
-    def __init__(self, encode: Callable, name: str, instructions: dict[str, str]):
-        self.function, self.instructions = encode, instructions
+    instructions: {task, or type of tasks, or "query": instruction}, of which mteb chooses. Documents get none.
+    """
+
+    def __init__(self, encode: Callable, name: str, instructions: dict[str, str], revision: str = "local"):
+        self.function, self.prompts_dict = encode, instructions
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
-                "name": f"f2llm/{name}",
-                "revision": "local",
+                "name": name if "/" in name else f"f2llm/{name}",
+                "revision": revision,
                 "similarity_fn_name": ScoringFunction.COSINE,
                 "modalities": ["text"],
             }
@@ -122,5 +126,37 @@ class Encoder(AbsEncoder):
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> np.ndarray:
         texts = [text for batch in inputs for text in batch["text"]]
-        instruction = None if prompt_type == PromptType.document else self.instructions[task_metadata.name]
-        return self.function(texts, instruction)
+        return self.function(texts, self.prompt_of(task_metadata, prompt_type))
+
+    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None):
+        """What `encode` gets beside the texts: the instruction, None for documents."""
+        if prompt_type == PromptType.document:
+            return None
+        if task_metadata.name in self.prompts_dict:  # mteb would give a task of ours without instruction its default
+            return self.prompts_dict[task_metadata.name]
+        return self.get_instruction(task_metadata, prompt_type)
+
+
+class InstructedEncoder(Encoder):
+    """With the whole text to put before each text, made by a template of mteb's registry, and the kind of text.
+
+    on_documents: whether documents get the prompt, too.
+    """
+
+    def __init__(self, *arguments, template=None, on_documents: bool = False, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.instruction_template, self.on_documents = template, on_documents
+
+    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str, str | None]:
+        plain = prompt_type == PromptType.document and not self.on_documents
+        prompt = "" if plain else self.get_task_instruction(task_metadata, prompt_type)
+        return prompt or "", prompt_type and prompt_type.value
+
+
+class PromptedEncoder(Encoder):
+    """With the prompts that a folder of sentence-transformers declares, chosen as mteb chooses them."""
+
+    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str, str | None]:
+        declared = self.prompts_dict or {}
+        name = get_prompt_name(declared, task_metadata, prompt_type) if declared else None
+        return declared.get(name) or "", prompt_type and prompt_type.value

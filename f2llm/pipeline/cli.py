@@ -176,14 +176,15 @@ def fetch(
     settings: Annotated[list[str], typer.Option("--set", help="as in --set data.from=released")] = [],  # noqa: B006
     verify: Annotated[bool, typer.Option(help="fetch nothing, but hash every file that the mirror holds")] = False,
     adopt: Annotated[Path | None, typer.Option(help="a folder that holds the released files already")] = None,
+    benchmark: Annotated[list[str], typer.Option(help="instead: the data of a benchmark or task of mteb")] = [],  # noqa: B006
+    model: Annotated[list[str], typer.Option(help="instead: a model of the hub, as id or id@commit")] = [],  # noqa: B006
 ) -> None:
     """Download all published data and models that a size needs into its mirror folder; complete files are kept.
 
-    Models only: --set data.from=embedded
+    Models only: --set data.from=embedded. For evaluation: --benchmark "MTEB(eng, v2)" --model codefuse-ai/F2LLM-v2-80M
     """
     from ..data.fetch import adopt as adopt_folder
-    from ..data.fetch import fetch as fetch_files
-    from ..data.fetch import models_needed, plan_all
+    from ..data.fetch import models_needed, plan_all, plan_data_sets, plan_models
     from ..data.mirror import Mirror
     from ..data.registry import choose_sources, files_needed, load_registry
 
@@ -195,6 +196,15 @@ def fetch(
         problems = Mirror(mirror).verify()
         print("\n".join(problems) or f"{mirror}: all files that were fetched are there, unchanged")
         raise typer.Exit(bool(problems))
+    if benchmark or model:
+        plans = plan_models(model)
+        if benchmark:
+            from ..evaluation.benchmarks import tasks_of
+            from ..evaluation.mirrored import repositories
+
+            plans += plan_data_sets(repositories(tasks_of(benchmark)), mirror)
+        _fetch_plans(plans, mirror)
+        return
     if adopt and config.data.revision is None:
         raise ValueError(
             f"data.revision is null, but --adopt must know the commit of {config.data.released} that {adopt} holds; "
@@ -205,11 +215,66 @@ def fetch(
     needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
     if not needed:
         print(f"data.from is {config.data.source}: no data to fetch; the papers' tuples: --set data.from=released")
-    plans = plan_all(([] if adopt else needed) + models_needed(config))
+    _fetch_plans(plan_all(([] if adopt else needed) + models_needed(config)), mirror)
+
+
+def _fetch_plans(plans: list, mirror: Path) -> None:
+    """Say what is to be fetched, then fetch it."""
+    from ..data.fetch import fetch as fetch_files
+
     for plan in plans:
         print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
+    print(f"{len(plans)} repositories, {sum(plan.bytes for plan in plans) / 2**30:.2f} GiB in all")
     for plan in plans:
         fetch_files(plan, mirror)
+
+
+@app.command()
+def benchmarks(
+    csv: Annotated[bool, typer.Option("--csv", help="benchmark and task, one row each, as CSV")] = False,
+) -> None:
+    """List the 17 benchmarks of F2LLM-v2, which have 430 tasks."""
+    from ..evaluation.benchmarks import benchmark_table
+
+    table = benchmark_table()
+    if csv:
+        print(table.to_csv(index=False, lineterminator="\n"), end="")
+        return
+    for name, count in table["benchmark"].value_counts(sort=False).items():
+        print(f"{name:24} {count:4} tasks")
+    print(f"{len(table)} tasks, {table['task'].nunique()} different ones; --csv lists them")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str | None, typer.Argument(help="a folder, or a hub id that the mirror holds")] = None,
+    tasks: Annotated[list[str], typer.Option(help="names of mteb's tasks, with commas between them")] = [],  # noqa: B006
+    benchmark: Annotated[list[str], typer.Option(help="embedded, or a benchmark of mteb")] = [],  # noqa: B006
+    languages: Annotated[str, typer.Option(help="subsets of these languages only, as in eng,fra")] = "",
+    splits: Annotated[str, typer.Option(help="these splits instead of the tasks' own")] = "",
+    dim: Annotated[list[int], typer.Option(help="also with the first DIM dimensions only")] = [],  # noqa: B006
+    precision: Annotated[list[str], typer.Option(help="also as int8 or binary codes")] = [],  # noqa: B006
+    verify: Annotated[bool, typer.Option(help="score a public model and compare with its published scores")] = False,
+    mirror: Annotated[Path | None, typer.Option(help="without it data.mirror of params.yaml")] = None,
+    out: Annotated[Path, typer.Option(help="where results are kept, task by task")] = Path("results/public"),
+) -> None:
+    """Score a model on public benchmarks or tasks, by mteb, with the model's own prompts; killed, it resumes.
+
+    Beside published scores of the model, or of the published one of its size, it prints the ledger. In a Slurm array or
+    under torchrun each process runs its share of the tasks. Exit code 1 if a task failed or a verified score differs.
+    """
+    from . import public
+
+    (mirror, out) = _from_root(mirror, out)
+    mirror = mirror or Path(load_config().data.mirror)
+    asked = public.Asked(
+        tuple(name for names in tasks for name in names.split(",") if name) + tuple(benchmark),
+        tuple(filter(None, languages.split(","))),
+        tuple(filter(None, splits.split(","))),
+        tuple(dim),
+        tuple(precision),
+    )
+    raise typer.Exit(not (public.verify(mirror, out) if verify else public.evaluate(model, asked, mirror, out)))
 
 
 @app.command()

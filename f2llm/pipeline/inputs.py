@@ -15,6 +15,8 @@ from pathlib import Path
 from ..config import Config, read_yaml
 from ..data.mirror import Mirror
 from ..data.registry import LOCAL, Source, choose_sources, fetch_command, files_needed, load_registry, local_paths
+from ..evaluation.benchmarks import EMBEDDED
+from ..evaluation.mirrored import tasks_to_score
 from ..store.files import sha256, whole_file
 from ..store.model_folder import is_model
 
@@ -37,6 +39,8 @@ def require_inputs(config: Config) -> None:
     _require_teacher(config.teacher)
     if config.data.source != "released":  # its tuples have their negatives
         _require_miner(config.mine.miner, config.data.source)
+    if config.evaluate.benchmark != EMBEDDED:
+        tasks_to_score(config.evaluate.benchmark, _here_or_in_repository(config.data.mirror))
 
 
 def _require_in_mirror(config: Config, sources: list[Source]) -> None:

@@ -98,7 +98,8 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
         tokens = stored_tokens(batches, model)
         run = Run(one.name, len(batches), folder, quiet=not first, tensorboard=machine.tensorboard)
         train(model, batches, training, run, machine, teacher, tokens)
-        write_model(model, one.out, run, config, [str(path) for path in one.inputs])
+        instructed = training.instructions and stage != "stage1"
+        write_model(model, one.out, run, config, [str(path) for path in one.inputs], instructed)
 
 
 def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
@@ -133,15 +134,17 @@ def stored_tokens(batches: HomogeneousBatches, model: Embedder) -> dict[str, Tok
     return make(quiet=True)
 
 
-def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: list[str]) -> None:
-    """Write the trained model, its logs and its provenance atomically; mark the scratch folder as finished."""
+def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: list[str], instructions: bool) -> None:
+    """Write the trained model, its logs and its provenance atomically; mark the scratch folder as finished.
+
+    instructions: whether it was trained with them, so that evaluation knows.
+    """
     weights, _ = distributed.full_state_dict(model.model, None)
     if distributed.rank() == 0:
         with whole_folder(out) as folder:
             model.write(folder, weights)
-            run.write(
-                folder, config, inputs, {"processes": distributed.world_size(), "machine": asdict(config.machine)}
-            )
+            facts = {"instructions": instructions, "processes": distributed.world_size()}
+            run.write(folder, config, inputs, facts | {"machine": asdict(config.machine)})
         checkpoint.mark_finished(run.folder)
     distributed.barrier()
 

@@ -29,6 +29,33 @@ def plot_dims(axes, dims: pd.DataFrame) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+def plot_storage(axes, storage: pd.DataFrame) -> None:
+    """Mean score against the bytes that a million embeddings take: matryoshka prefixes as a line, codes as points.
+
+    storage: dim, precision, mb_per_million, score of one model.
+    """
+    floats = storage[storage["precision"] == "float32"].sort_values("mb_per_million")
+    axes.plot(floats["mb_per_million"], 100 * floats["score"], marker="o", label="float32, first dimensions")
+    codes = storage[storage["precision"] != "float32"]
+    for number, row in enumerate(codes.itertuples(), start=1):
+        axes.plot(
+            row.mb_per_million, 100 * row.score, "s", color=f"C{number}", label=f"{row.precision}, all dimensions"
+        )
+    axes.set(xlabel="MB per million documents", ylabel="mean score x 100", ylim=(0, None))
+    _log_axis(axes, sorted({round(size) for size in storage["mb_per_million"]}))
+    axes.legend(loc="lower right")
+
+
+def plot_ledger(axes, ledger: pd.DataFrame) -> None:
+    """Our score against the published one, a point per task; on the diagonal they are equal."""
+    rows = ledger.dropna(subset=["ours", "published"])
+    for number, (kind, part) in enumerate(rows.groupby("type")):
+        axes.plot(100 * part["published"], 100 * part["ours"], "o", color=f"C{number}", label=TYPES.get(kind, kind))
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
+    axes.set(xlabel="published score x 100", ylabel="our score x 100", xlim=(0, 100), ylim=(0, 100))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def plot_sizes(axes, points: pd.DataFrame) -> None:
     """Mean score against non-embedding parameters (left axes) and against matryoshka dims (right axes).
 

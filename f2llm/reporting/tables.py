@@ -223,6 +223,23 @@ def language_name(code: str) -> str:
     return Locale("en").languages.get(get_global("language_aliases").get(code, code), code)
 
 
+def script_name(code: str) -> str:
+    """The script that a language is mostly written in, from CLDR: 'hin' -> 'Devanagari'; '' if CLDR does not say."""
+    from babel import Locale
+    from babel.core import get_global
+
+    short = get_global("language_aliases").get(code, code)
+    parts = get_global("likely_subtags").get(short, "").split("_")
+    return Locale("en").scripts.get(parts[1], "") if len(parts) > 1 else ""
+
+
+def lowest_languages(languages: pd.DataFrame, model: str, count: int = 10) -> pd.DataFrame:
+    """language, script, score (times 100, mean over bitext tasks) of a model's languages with the lowest scores."""
+    means = languages[languages["model"] == model].groupby("language")["score"].mean().nsmallest(count)
+    rows = [(language_name(code), script_name(code), 100 * score) for code, score in means.items()]
+    return pd.DataFrame(rows, columns=["language", "script", "bitext F1 x 100"])
+
+
 def styled(table: pd.DataFrame, digits: str = "{:.1f}", best: int | None = None) -> Styler:
     """A table for the report: numbers formatted by `digits`, text aligned left, the best value in bold.
 

@@ -7,7 +7,7 @@ from conftest import SENTENCES
 from f2llm.config import resolve
 from f2llm.evaluation.models import (
     NUM_FEATURES,
-    cached,
+    RememberedRows,
     encoder_of,
     models_of,
     parameters_of,
@@ -125,7 +125,7 @@ def test_a_cached_encoder_computes_every_text_once_per_instruction():
         asked.extend((text, instruction) for text in texts)
         return rows_of(texts, instruction)
 
-    lookup = cached(encode)
+    lookup = RememberedRows(encode)
     for texts, instruction in ((["a", "b", "a"], None), (["b", "c"], None), (["b"], "x"), (["c", "a"], None)):
         np.testing.assert_array_equal(lookup(texts, instruction), rows_of(texts, instruction))
     assert asked == [("a", None), ("b", None), ("c", None), ("b", "x")]

@@ -17,9 +17,10 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from f2llm.config import root
+from f2llm.evaluation.library import _own_cache, _WithoutProgressBars
 from f2llm.evaluation.models import EvaluatedModel, encoder_of
 from f2llm.evaluation.results import mean_over_subsets
-from f2llm.evaluation.run import _own_cache, _WithoutProgressBars, evaluate, evaluate_all, evaluate_prefixes
+from f2llm.evaluation.run import evaluate, evaluate_all, evaluate_prefixes
 
 ENGLISH = ["eng-Latn"]
 
@@ -119,7 +120,7 @@ def test_sts_is_the_rank_correlation_of_scipy(chance):
 
 
 def test_scores_have_one_row_per_task_and_subset(scores):
-    assert list(scores.columns) == ["model", "task", "type", "subset", "score"]
+    assert list(scores.columns) == ["model", "task", "type", "split", "subset", "score"]
     assert len(scores) == len(TASKS) + 1
     assert scores[scores["task"] == "Bitext"]["subset"].tolist() == ["deu-eng", "fra-eng"]
     assert dict(zip(scores["task"], scores["type"])) == {each["name"]: each["type"] for each in TASKS}

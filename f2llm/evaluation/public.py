@@ -1,0 +1,185 @@
+"""Any model to evaluate: a folder of the kit, a folder of sentence-transformers, or a hub id that a mirror holds.
+
+Each keeps its own prompts: F2LLM's models, and those that the kit trained with instructions, those of the published
+runs; a model that mteb's registry knows with instructions, the registry's; any other, what its folder declares.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.mirror import Mirror
+from ..encoder import ForeignEncoder, load_encoder
+from ..model import Embedder
+from ..store.files import whole_file
+from ..store.model_folder import is_model, read_json
+from ..text import QUERY_PROMPT
+from .benchmarks import instructions
+from .library import mteb
+from .models import RememberedRows, revision_of
+from .run import Results, run_tasks
+from .variants import PRECISIONS, variants_of
+
+MODEL_FILES = ["*.json", "*.safetensors"]
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """A loaded model. prompts: where its prompts come from, in words."""
+
+    name: str
+    revision: str
+    encode: Callable  # (texts, (prompt, kind of text)) -> one row per text
+    dim: int
+    max_tokens: int | None
+    prompts: str
+    interface: Callable  # of one encode: an mteb model
+
+    def key(self, dim: int | None = None, precision: str = "float32") -> dict:
+        """What its scores depend on beside the task and the version of mteb."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "prompts": self.prompts,
+            "max_tokens": self.max_tokens,
+            "dim": dim or self.dim,
+            "precision": precision,
+        }
+
+
+def load_model(name: str, mirror: Path) -> PublicModel:
+    """A model from a folder, or from a mirror by its hub id. ValueError if neither is there, or it is no model.
+
+    The revision is the hub's commit, or, of a folder, the SHA-1 of its weights and settings: 40 digits either way.
+    """
+    folder, hub_id, revision = find_model(name, mirror)
+    encoder = load_encoder(folder)
+    registered = _registered(hub_id)
+    limit = (registered or {}).get("max_seq_length")
+    if limit and encoder.max_tokens and not isinstance(encoder, ForeignEncoder):
+        encoder.max_tokens = min(limit, encoder.max_tokens)
+    prompts, words = _prompts_of(folder, hub_id, registered)
+    encode = _encode_as_read if isinstance(encoder, Embedder) else _encode_as_declared
+    rows = RememberedRows(lambda texts, prompt: encode(encoder, texts, prompt))
+    interface = _interface(prompts, hub_id or f"f2llm/{folder.resolve().name}", revision)
+    return PublicModel(hub_id or folder.name, revision, rows, encoder.dim, encoder.max_tokens, words, interface)
+
+
+def find_model(name: str, mirror: Path) -> tuple[Path, str | None, str]:
+    """(folder, hub id or None, revision) of a folder's path or of a hub id in a mirror."""
+    folder, held = Path(name), Mirror(mirror)
+    if is_model(folder):
+        return folder, None, revision_of(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} is no model: it has no config.json and no modules.json; remedy: a model's folder")
+    if name not in held:
+        raise ValueError(
+            f"there is no folder {name}, and mirror {mirror} holds no model of that id; remedy: f2llm fetch --model "
+            f"{name} on a machine with network, or the path of a folder"
+        )
+    held.require(name, ["config.json", "*.safetensors"], command=f"f2llm fetch --model {name}")
+    return held.path / name, name, held.revision(name)
+
+
+def _registered(hub_id: str | None) -> dict | None:
+    """Arguments with which mteb's registry loads a model with instructions; None if it does not know it as one."""
+    if hub_id is None:
+        return None
+    try:
+        meta = mteb().get_model_meta(hub_id)
+    except KeyError:
+        return None
+    instructed = getattr(meta.loader, "__name__", "") == "InstructSentenceTransformerModel"
+    return dict(meta.loader_kwargs or {}) if instructed else None
+
+
+def _prompts_of(folder: Path, hub_id: str | None, registered: dict | None) -> tuple[dict, str]:
+    """(arguments of an `InstructedEncoder`, or {"declared": prompts}; where they come from)."""
+    facts = read_json(folder / "train.json") if (folder / "train.json").exists() else {}
+    recipe = None
+    if hub_id and hub_id.startswith("codefuse-ai/F2LLM"):
+        recipe = "v2" if "-v2-" in hub_id else "v1"
+    elif facts.get("instructions"):
+        recipe = facts.get("recipe", "v2")
+    if recipe:
+        return {"instructions": instructions(recipe), "template": QUERY_PROMPT}, f"F2LLM's instructions, {recipe}"
+    if registered and registered.get("instruction_template"):
+        on_documents = registered.get("apply_instruction_to_passages", True)
+        given = {"instructions": registered.get("prompts_dict") or {}, "template": registered["instruction_template"]}
+        return given | {"on_documents": on_documents}, "instructions of mteb's registry"
+    settings = folder / "config_sentence_transformers.json"
+    declared = (read_json(settings).get("prompts") or {}) if settings.exists() else {}
+    shown = ", ".join(sorted(key for key, prompt in declared.items() if prompt)) or "none"
+    return {"declared": {key: prompt for key, prompt in declared.items() if prompt}}, f"prompts of its folder: {shown}"
+
+
+def _interface(prompts: dict, name: str, revision: str) -> Callable:
+    mteb()
+    from .tasks import InstructedEncoder, PromptedEncoder
+
+    if "declared" in prompts:
+        return lambda encode: PromptedEncoder(encode, name, prompts["declared"], revision)
+    return lambda encode: InstructedEncoder(encode, name, revision=revision, **prompts)
+
+
+def _encode_as_read(encoder: Embedder, texts: list[str], prompt: tuple[str, str | None]) -> np.ndarray:
+    """By the kit's forward pass: the prompt is part of the text."""
+    return encoder.encode([prompt[0] + text for text in texts])
+
+
+def _encode_as_declared(encoder: ForeignEncoder, texts: list[str], prompt: tuple[str, str | None]) -> np.ndarray:
+    """By sentence-transformers: queries and documents through its own functions for them."""
+    text, kind = prompt
+    encode = {"query": encoder.model.encode_query, "document": encoder.model.encode_document}.get(
+        kind, encoder.model.encode
+    )
+    return np.asarray(encode(texts, prompt=text, show_progress_bar=False), dtype=np.float32)
+
+
+def variants(model: PublicModel, dims: Sequence[int], precisions: Sequence[str]) -> dict[tuple[int, str], object]:
+    """{(dim, precision): mteb model}; ValueError for a dim or a precision that the model cannot have."""
+    for dim in dims:
+        if not 1 <= dim <= model.dim:
+            raise ValueError(f"--dim is {dim}, but embeddings of {model.name} have {model.dim} dimensions")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision is {precision!r}, but must be one of {', '.join(PRECISIONS)}")
+    if "binary" in precisions and model.dim % 8:
+        raise ValueError(f"--precision is binary, but {model.dim} dimensions are no multiple of 8")
+    found = variants_of(model.encode, model.dim, dims, precisions)
+    return {key: model.interface(encode) for key, encode in found.items()}
+
+
+def score_model(
+    model: PublicModel,
+    tasks: Sequence,
+    folder: Path,
+    dims: Sequence[int] = (),
+    precisions: Sequence[str] = (),
+    part: tuple[int, int] = (0, 1),
+) -> tuple[pd.DataFrame, Results]:
+    """(model, dim, precision, task, type, split, subset, score; the results by ((dim, precision), task)).
+
+    The result of each task is kept in `folder` as it ends, and read from there by the next call with the same weights,
+    prompts, data and version of mteb. Texts are embedded once for all dims and precisions.
+    """
+    models = variants(model, dims, precisions)
+    keep = {(dim, precision): folder_of(folder, model, dim, precision) for dim, precision in models}
+    results = run_tasks(models, tasks, keep, part, verbose=True, after_task=model.encode.clear)
+    return results.by_variant(model.name), results
+
+
+def folder_of(folder: Path, model: PublicModel, dim: int, precision: str) -> Path:
+    """Where results of a model at a dim and precision are kept; model.json there says what they are of."""
+    facts = model.key(dim, precision)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    path = Path(folder) / f"{model.name.replace('/', '__')}-{digest}"
+    if not (path / "model.json").exists():
+        with whole_file(path / "model.json") as new:
+            new.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return path
