@@ -20,6 +20,7 @@ from .. import distributed
 from ..batches import HomogeneousBatches
 from ..config import TRAINING_STAGES, Config, Machine, Training, load_config
 from ..encoder import load_encoder
+from ..losses import matryoshka_dims
 from ..model import Embedder
 from ..store import checkpoint
 from ..store.code import code_digests
@@ -115,6 +116,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
     """The model to train, with the machine's settings for speed and memory."""
     model = Embedder.load(start, machine.token_budget, training=True)
     model.max_tokens = training.max_tokens
+    model.matryoshka_dims = matryoshka_dims(model.dim, training.matryoshka_min_dim)
     if machine.recompute != "none":
         model.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
