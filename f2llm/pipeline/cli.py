@@ -287,6 +287,18 @@ def readme() -> None:
     tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)
 
 
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="the folder of a model")],
+) -> None:
+    """Check that a model folder gives the embeddings that it was written with; exit code 1 and the fault if not."""
+    from .doctor import examine
+
+    findings = examine(path)
+    print("\n".join(map(str, findings)))
+    raise typer.Exit(any(finding.state == "WRONG" for finding in findings))
+
+
 def main() -> None:
     """Run a verb; an invalid input ends with a one-line error and exit code 1, without a traceback."""
     try:
