@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..contract import VERSION, Contract, Probe, probe_texts, read_contract
+from ..contract import IDS_KEPT, VERSION, Contract, Probe, probe_texts, read_contract
 from ..encoder import ForeignEncoder
 from ..model import Embedder, device_and_dtype, load_weights
 from ..store.model_folder import (
@@ -141,7 +141,7 @@ def declared(folder: Path, read: Examined) -> Contract:
     for name, text, times, instruction in probe_texts(longest) if read.tokenizer else []:
         whole = prompted(text * times, instruction)
         ids = read.tokenizer(whole, truncation=True, max_length=longest)["input_ids"]
-        probes.append(Probe(name, text, times, instruction, len(ids), ids[:1024], None))
+        probes.append(Probe(name, text, times, instruction, len(ids), ids[:IDS_KEPT], None))
     return Contract(
         version=VERSION,
         pooling=" + ".join(pooling_modes(read.pooling)) or "none",
