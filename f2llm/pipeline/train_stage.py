@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .. import distributed
+from .. import contract, distributed
 from ..batches import HomogeneousBatches
 from ..config import TRAINING_STAGES, Config, Machine, Training, load_config
 from ..encoder import load_encoder
@@ -33,6 +33,7 @@ from ..train import train
 from .launch import die_with_parent
 
 DISTILLED = Path("models/distilled")
+NO_INPUTS = ("train.json", contract.FILE)  # files of a model that say how it was made, and what follows from the others
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def scratch_folder(name: str, training: Training, config: Config, inputs: list[P
         file for path in inputs for file in sorted(path.rglob("*")) if file.suffix in (".safetensors", ".json")
     ]
     facts = {"parameters": {"seed": config.seed, **asdict(training)}}
-    facts["inputs"] = {str(file): sha256(file) for file in files if file.name != "train.json"}
+    facts["inputs"] = {str(file): sha256(file) for file in files if file.name not in NO_INPUTS}
     facts["code"] = code_digests("f2llm.pipeline.train_stage")
     return checkpoint.keyed_folder(Path("scratch/train"), name.replace(" ", "-"), facts)
 
