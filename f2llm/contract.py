@@ -88,7 +88,7 @@ def probe_texts(max_tokens: int) -> list[tuple[str, str, int, str | None]]:
         ("plain", "The quick brown fox jumps over the lazy dog.", 1, None),
         ("short", "fox", 1, None),
         ("multilingual", "Grüße aus 北京 и हिन्दी, مرحبا!", 1, None),
-        ("prompt", "It's 2024, isn't it?", 1, INSTRUCTION),
+        ("prompt", "  two  spaces,\n\ta tab, isn't it, and 12345 lines?\n\n", 1, INSTRUCTION),
         ("too long", "one thing follows another, ", max_tokens, None),
     ]
 

@@ -399,8 +399,10 @@ def _compared(
             )
         reason = f"the embedding of {probes[worst].name!r} is {distances[worst]:.2g} from that of its token ids"
     if faulty:
+        reason = reason.partition("; remedy: ")[0]
         return Finding("note", name, f"{reason}, as is to be expected with what is WRONG above")
-    return Finding("WRONG", name, f"{reason}; remedy: the versions of transformers and sentence-transformers in use")
+    remedy = "other versions of transformers or sentence-transformers, and a report of this one"
+    return Finding("WRONG", name, reason if "; remedy: " in reason else f"{reason}; remedy: {remedy}")
 
 
 def _by_sentence_transformers(of: Examined, texts: list[str]) -> np.ndarray:

@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SENTENCES
 from pipeline.test_cli import f2llm
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from test_architectures import CONFIGS, SHAPE
 from test_encoder import write
 from tokenizers import Tokenizer, processors
+from transformers import AutoModel, Qwen2Config
 
-from f2llm.contract import FILE, contract_of, write_contract
-from f2llm.model import append_eos
+from f2llm.contract import FILE, contract_of, read_contract, write_contract
+from f2llm.embedded.backbone import train_tokenizer
+from f2llm.model import Embedder, append_eos
 from f2llm.pipeline.doctor import examine
 from f2llm.store.model_folder import read_json
 
@@ -40,6 +44,8 @@ def faults(findings):
     return [finding for finding in findings if finding.state == "WRONG"]
 
 
+POOLING, ROPE = "1_Pooling/config.json", {"rope_theta": 50.0, "rope_type": "default"}
+
 # What the kit writes ----------------------------------------------------------------------------
 
 CHECKS = ["modules", "pooling", "pooling dimension", "normalisation", "prompts", "maximum length", "precision"]
@@ -64,13 +70,51 @@ def test_a_contract_without_embeddings_is_said_to_have_none(folder, embedder):
     assert not faults(found.values())
 
 
+def test_all_is_well_with_what_version_6_of_sentence_transformers_makes_of_it(folder, tmp_path):
+    SentenceTransformer(str(folder), device="cpu").save_pretrained(str(tmp_path / "again"))
+    assert "pooling_mode" in read_json(tmp_path / "again" / POOLING), "vacuous: it writes what we write"
+    shutil.copy(folder / FILE, tmp_path / "again")
+    assert states(examine(tmp_path / "again")) == {"held against": "note"} | dict.fromkeys(CHECKS, "ok")
+
+
+def test_a_model_that_pads_on_the_left_and_ends_with_another_token_is_well_by_its_own_words(folder):
+    """As Qwen3-Embedding: the kit's forward pass would read another last token, so only the others are compared."""
+    (folder / FILE).unlink()
+    edit(folder / "tokenizer_config.json", padding_side="left")
+    post_processor(another_end)(folder)
+    found = {finding.check: finding for finding in examine(folder)}
+    assert not faults(found.values())
+    assert found["EOS"].text.startswith("<|im_start|> once") and found["padding"].text.startswith("on the left")
+    assert found["the kit"].state == "note" and found["transformers"].state == "ok"
+
+
 def test_a_model_in_half_precision_is_well_too(embedder, tmp_path):
     embedder.model.to(torch.bfloat16)
     embedder.save(tmp_path / "model")
     assert not faults(examine(tmp_path / "model"))
 
 
-POOLING, ROPE = "1_Pooling/config.json", {"rope_theta": 50.0, "rope_type": "default"}
+@pytest.mark.parametrize("family", [name for name in CONFIGS if "qwen2" not in name])
+def test_all_is_well_with_decoders_of_every_family_with_bos(family, tmp_path):
+    tokenizer = train_tokenizer(SENTENCES, vocab=320)
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = append_eos(*ids[1], before=ids[:1])
+    kind, own = CONFIGS[family]
+    special = {"pad_token_id": None, "bos_token_id": ids[0][1], "eos_token_id": ids[1][1]}
+    model = AutoModel.from_config(kind(**SHAPE | own | special, vocab_size=320)).eval()
+    Embedder(model, tokenizer, max_tokens=100).save(tmp_path)
+    assert read_contract(tmp_path).tokens_before == [ids[0][1]]
+    assert states(examine(tmp_path)) == {"held against": "note"} | dict.fromkeys(CHECKS, "ok")
+
+
+def test_a_tokenizer_that_transformers_replaces_by_a_class_of_its_own_is_a_fault(folder, tokenizer):
+    """Of model type qwen2 it takes the post-processor and the vocabulary of tokenizer.json, but splits otherwise."""
+    config = Qwen2Config(vocab_size=len(tokenizer), **SHAPE)
+    Embedder(AutoModel.from_config(config).eval(), tokenizer, max_tokens=100).write(folder)
+    found = examine(folder)
+    assert [finding.check for finding in faults(found)] == ["tokens"]
+    assert "Qwen2Tokenizer" in str(found[-2]) and found[-2].state == "note"
 
 
 # Faults -----------------------------------------------------------------------------------------
