@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 from transformers.utils import logging as transformers_logging
 
 from . import attention
+from .contract import contract_of, write_contract
+from .distributed import is_sharded
 from .packing import Pack, pack
 from .store.files import whole_folder
 from .store.model_folder import NotComputed, check_model_folder, check_weights, longest_text
@@ -54,6 +56,7 @@ class Embedder:
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.token_budget = max_tokens, token_budget
         self.autocast_dtype: torch.dtype | None = None
+        self.matryoshka_dims: list[int] | None = None  # what training used, for the contract of its folder
         self._tokenizing = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     @classmethod
@@ -214,13 +217,18 @@ class Embedder:
             self.write(folder)
 
     def write(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """The files of `save`, into a folder that is there; weights: instead of the model's own, if sharded."""
+        """The files of `save`, into a folder that is there; weights: instead of the model's own, if sharded.
+
+        The embedding contract is computed by the model in memory, which has the same weights. If it is sharded, its
+        contract has no embeddings, since no process has all weights; `f2llm export` adds them.
+        """
         self.model.save_pretrained(folder, state_dict=weights)
         if self.tokenizer.pad_token is None:  # as Llama, Mistral, SmolLM; sentence-transformers pads, and masks pads
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
         self.tokenizer.save_pretrained(folder)
         _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
+        write_contract(folder, contract_of(folder, self, vectors=not is_sharded(self.model)))
 
 
 def load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from f2llm import distributed
 from f2llm.batches import HomogeneousBatches
+from f2llm.contract import read_contract
 from f2llm.model import Embedder
 from f2llm.step import compute_losses
 from f2llm.store.tuples import TupleStore
@@ -153,6 +154,20 @@ def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
         states[name] = {number: value["exp_avg"] for number, value in enumerate(optimizer.state.values())}
     assert max(average.abs().max() for average in states["trained"].values()) > 1e-4, "vacuous: no optimizer_state"
     assert_all_close(states["trained_sharded"], states["trained"], eps=1e-3)
+
+
+def test_a_model_written_by_two_processes_has_a_contract_and_embeddings_if_each_has_all_weights(of_two):
+    """Process 0 computes them alone: nobody may wait for another."""
+    for name, (sharded, _) in ranks.TRAININGS.items():
+        contract = read_contract(of_two / name / "model")
+        model = Embedder.load(of_two / name / "model")
+        weights = load_file(of_two / f"{name}_resumed.safetensors")
+        assert all(torch.equal(tensor, weights[key]) for key, tensor in model.model.state_dict().items())
+        for probe in contract.probes:
+            assert probe.has_ids(*model.tokenize([probe.whole_text]))
+            assert (probe.embedding is None) == sharded == (contract.computed_in is None)
+            if not sharded:
+                assert_close(probe.embedding, model.encode([probe.whole_text])[0][: len(probe.embedding)])
 
 
 # A teacher's embeddings -------------------------------------------------------------------------

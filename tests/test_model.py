@@ -1,6 +1,7 @@
 """Embeddings against transformers' padded forward pass and sentence-transformers, and what must not change them."""
 
 import copy
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 from helpers.closeness import assert_all_close, assert_close
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from f2llm.model import Embedder, common_prefix, prompted
 
@@ -262,6 +263,44 @@ def test_sentence_transformers_loads_the_folder_as_it_is(embedder, tmp_path):
     prompt = "Instruct: Find it.\nQuery: "
     assert_close(other.encode(texts, prompt=prompt), embedder.encode(texts, "Find it."))
     assert np.abs(other.encode(texts, prompt=prompt) - other.encode(texts)).max() > 0.01, "vacuous: no effect"
+
+
+def test_plain_transformers_gives_the_same_from_the_folder(embedder, tmp_path):
+    """As a reader of a model card would: the tokenizer appends EOS, pads and cuts; the last token is pooled."""
+    embedder.save(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModel.from_pretrained(tmp_path / "model").eval()
+    batch = tokenizer(TEXTS, padding=True, truncation=True, max_length=embedder.max_tokens, return_tensors="pt")
+    ends = batch["input_ids"] == tokenizer.eos_token_id
+    last = batch["attention_mask"].sum(1) - 1
+    assert ends.sum(1).tolist() == [1] * len(TEXTS) and torch.equal(ends.int().argmax(1), last)
+    assert set(last.tolist()) > {embedder.max_tokens - 1}, "vacuous: nothing was cut, or nothing padded"
+    with torch.inference_mode():
+        rows = model(**batch).last_hidden_state[torch.arange(len(TEXTS)), last]
+    assert_close(torch.nn.functional.normalize(rows, dim=-1), embedder.encode(TEXTS), eps=1e-6)
+
+
+def test_its_files_are_those_of_sentence_transformers_5_and_6_alike(embedder, tmp_path):
+    """Version 5 knows modules by their old names and pooling by booleans; 6 reads these, and writes others."""
+    from sentence_transformers import SentenceTransformer
+
+    embedder.save(tmp_path / "model")
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    assert [module["type"] for module in modules] == [
+        f"sentence_transformers.models.{kind}" for kind in ("Transformer", "Pooling", "Normalize")
+    ]
+    pooling = json.loads((tmp_path / "model" / "1_Pooling" / "config.json").read_text())
+    assert [key for key, value in pooling.items() if value is True] == ["pooling_mode_lasttoken", "include_prompt"]
+    assert pooling["word_embedding_dimension"] == embedder.dim
+    settings = json.loads((tmp_path / "model" / "sentence_bert_config.json").read_text())
+    assert settings == {"max_seq_length": embedder.max_tokens, "do_lower_case": False}
+    SentenceTransformer(str(tmp_path / "model"), device="cpu").save_pretrained(str(tmp_path / "again"))
+    again = json.loads((tmp_path / "again" / "1_Pooling" / "config.json").read_text())
+    assert again["pooling_mode"] == "lasttoken", "vacuous: the installed version writes what we write"
+    other = SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    texts = [text for text in TEXTS if text]
+    for rows in (other.encode(texts), Embedder.load(tmp_path / "again").encode(texts)):
+        assert_close(rows, embedder.encode(texts), eps=1e-6)
 
 
 def test_embedding_leaves_the_model_as_it_was(embedder):

@@ -352,6 +352,37 @@ def readme() -> None:
     tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)
 
 
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="the folder of a model")],
+) -> None:
+    """Check that a model folder gives the embeddings that it was written with; exit code 1 and the fault if not."""
+    from .doctor import examine
+
+    findings = examine(path)
+    print("\n".join(map(str, findings)))
+    raise typer.Exit(any(finding.state == "WRONG" for finding in findings))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="the folder of a model, such as models/stage2")],
+    out: Annotated[Path, typer.Argument(help="where the copy goes")],
+    name: Annotated[str, typer.Option(help="organisation/model, as the hub will have it")],
+    licence: Annotated[str, typer.Option(help="of the weights, as the hub spells it")] = "apache-2.0",
+    base: Annotated[str | None, typer.Option(help="the hub's name of the backbone; or as params.yaml has it")] = None,
+    manifest: Annotated[Path, typer.Option(help="of the training data, if it is there")] = Path(
+        "data/assembled/manifest.json"
+    ),
+    scores: Annotated[Path | None, typer.Option(help="a scores.csv that has the model's scores")] = None,
+) -> None:
+    """Copy a model to a folder that can be published, with a model card and a description for mteb."""
+    from .export import export as write_export
+
+    write_export(folder, out, name, licence, base, manifest if manifest.exists() else None, scores)
+    print(f"{out}: README.md is the card, model_meta.py the entry for mteb's registry")
+
+
 def main() -> None:
     """Run a verb; an invalid input ends with a one-line error and exit code 1, without a traceback."""
     try:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from .. import distributed
+from .. import contract, distributed
 from ..batches import HomogeneousBatches
 from ..config import TRAINING_STAGES, Config, Machine, Training, load_config
 from ..encoder import load_encoder
+from ..losses import matryoshka_dims
 from ..model import Embedder
 from ..store import checkpoint
 from ..store.code import code_digests
@@ -32,6 +33,7 @@ from ..train import train
 from .launch import die_with_parent
 
 DISTILLED = Path("models/distilled")
+NO_INPUTS = ("train.json", contract.FILE)  # files of a model that say how it was made, and what follows from the others
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
     """The model to train, with the machine's settings for speed and memory."""
     model = Embedder.load(start, machine.token_budget, training=True)
     model.max_tokens = training.max_tokens
+    model.matryoshka_dims = matryoshka_dims(model.dim, training.matryoshka_min_dim)
     if machine.recompute != "none":
         model.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
@@ -159,7 +162,7 @@ def scratch_folder(name: str, training: Training, config: Config, inputs: list[P
         file for path in inputs for file in sorted(path.rglob("*")) if file.suffix in (".safetensors", ".json")
     ]
     facts = {"parameters": {"seed": config.seed, **asdict(training)}}
-    facts["inputs"] = {str(file): sha256(file) for file in files if file.name != "train.json"}
+    facts["inputs"] = {str(file): sha256(file) for file in files if file.name not in NO_INPUTS}
     facts["code"] = code_digests("f2llm.pipeline.train_stage")
     return checkpoint.keyed_folder(Path("scratch/train"), name.replace(" ", "-"), facts)
 

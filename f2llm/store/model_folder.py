@@ -11,6 +11,7 @@ from pathlib import Path
 OF_LLAMA = ("qwen3", "qwen2", "llama", "mistral")  # weights named as Llama's, two norms a layer: these can be pruned
 ARCHITECTURES = (*OF_LLAMA, "gemma", "gemma2", "gemma3_text", "smollm3", "olmo", "olmo2", "olmo3")
 HEADS = ("lm_head", "cls.", "pooler.", "classifier.", "qa_outputs.", "embeddings.position_ids")
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors: torch
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 REMEDY = (
     "remedy: as a miner, sentence-transformers:<folder> runs it as it is; elsewhere, a decoder with last-token pooling"
@@ -58,6 +59,19 @@ def longest_text(folder: Path) -> int | None:
             if isinstance(length, int) and 0 < length < 10**9:
                 return length
     return None
+
+
+def weight_dtypes(folder: Path) -> list[str]:
+    """Names of the floating-point types in a folder's safetensors, as torch spells them: float32, bfloat16."""
+    found = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:  # a header of JSON, whose length comes first
+            try:
+                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+                found |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+                raise ValueError(f"{file} is damaged: it has no header; remedy: copy or fetch it again") from None
+    return sorted(DTYPES.get(name, name) for name in found if "F" in name)
 
 
 def _check_config(folder: Path, config: dict) -> None:
@@ -112,13 +126,13 @@ def _check_modules(folder: Path, modules: list) -> None:
                 raise ValueError(
                     f"{path} is missing, so the pooling is unknown; remedy: copy or fetch the whole folder"
                 )
-            if (pooling := _pooling(read_json(path))) != ["lasttoken"]:
+            if (pooling := pooling_modes(read_json(path))) != ["lasttoken"]:
                 raise NotComputed(f"{path} declares {' + '.join(pooling) or 'no'} pooling, not lasttoken; {REMEDY}")
     if (settings := folder / "sentence_bert_config.json").exists() and read_json(settings).get("do_lower_case"):
         raise NotComputed(f"{settings} declares do_lower_case, which the kit does not compute; {REMEDY}")
 
 
-def _pooling(config: dict) -> list[str]:
+def pooling_modes(config: dict) -> list[str]:
     """The pooling modes of both spellings: booleans up to version 5 of sentence-transformers, then names."""
     if "pooling_mode" in config:
         modes = config["pooling_mode"]

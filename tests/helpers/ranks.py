@@ -83,7 +83,7 @@ def gradients(folder: Path, training, machine, setting: dict):
 
 
 def trained(folder: Path, training, machine, scratch: Path, distilled: bool = False):
-    """Weights after three steps, and the validation rows on the way; the teacher's cache is in `scratch`."""
+    """Weights after three steps, and the validation rows on the way; `scratch` gets the model and a teacher's cache."""
     model = Embedder.load(folder / "model", training=True)
     model.max_tokens = training.max_tokens
     if machine.shard and distributed.world_size() > 1:
@@ -97,7 +97,12 @@ def trained(folder: Path, training, machine, scratch: Path, distilled: bool = Fa
         teacher = Cached(Embedder.load(folder / "teacher"), scratch / "cache", machine)
     train(model, batches, training, run, replace(machine, save_every=2), teacher)
     list(validate(model, batches, training, machine))
-    return distributed.full_state_dict(model.model, None)[0], run.validation
+    weights, _ = distributed.full_state_dict(model.model, None)
+    if distributed.rank() == 0:
+        (scratch / "model").mkdir(exist_ok=True)
+        model.write(scratch / "model", weights)
+    distributed.barrier()
+    return weights, run.validation
 
 
 def targets(folder: Path, training, machine, cache: Path):
