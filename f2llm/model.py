@@ -57,6 +57,7 @@ class Embedder:
         self.max_tokens, self.token_budget = max_tokens, token_budget
         self.autocast_dtype: torch.dtype | None = None
         self.matryoshka_dims: list[int] | None = None  # what training used, for the contract of its folder
+        self.query_prompt = ""  # what sentence-transformers puts before queries, in the folder that is written
         self._tokenizing = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     @classmethod
@@ -227,7 +228,7 @@ class Embedder:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.backend_tokenizer.no_truncation()  # or its file would tell whether texts were tokenised
         self.tokenizer.save_pretrained(folder)
-        _write_sentence_transformers_files(folder, self.dim, self.max_tokens)
+        _write_sentence_transformers_files(folder, self.dim, self.max_tokens, self.query_prompt)
         write_contract(folder, contract_of(folder, self, vectors=not is_sharded(self.model)))
 
 
@@ -308,7 +309,7 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     return torch.device("cuda"), torch.bfloat16 if ampere else torch.float32
 
 
-def _write_sentence_transformers_files(folder: Path, dim: int, max_tokens: int) -> None:
+def _write_sentence_transformers_files(folder: Path, dim: int, max_tokens: int, query_prompt: str) -> None:
     """Module list and settings. The class names are those that every version since 2 understands."""
     kinds = {"0": ("Transformer", ""), "1": ("Pooling", "1_Pooling"), "2": ("Normalize", "2_Normalize")}
     modules = [
@@ -318,7 +319,10 @@ def _write_sentence_transformers_files(folder: Path, dim: int, max_tokens: int) 
     files = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
-        "config_sentence_transformers.json": {"similarity_fn_name": "cosine", "prompts": {"query": "", "document": ""}},
+        "config_sentence_transformers.json": {
+            "similarity_fn_name": "cosine",
+            "prompts": {"query": query_prompt, "document": ""},
+        },
         "1_Pooling/config.json": {
             "word_embedding_dimension": dim,
             "pooling_mode_cls_token": False,

@@ -28,6 +28,7 @@ from ..store.files import alone_in, clear_errors, sha256, whole_folder
 from ..store.run_log import Run
 from ..store.tuples import TupleStore
 from ..teacher import check_teacher, teacher_embeddings, teacher_of
+from ..text import prompted
 from ..tokens import Tokens, tokenise
 from ..train import train
 from .launch import die_with_parent
@@ -100,8 +101,7 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
         tokens = stored_tokens(batches, model)
         run = Run(one.name, len(batches), folder, quiet=not first, tensorboard=machine.tensorboard)
         train(model, batches, training, run, machine, teacher, tokens)
-        instructed = training.instructions and stage != "stage1"
-        write_model(model, one.out, run, config, [str(path) for path in one.inputs], instructed)
+        write_model(model, one.out, run, config, [str(path) for path in one.inputs], training.instructions)
 
 
 def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
@@ -118,6 +118,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
     """The model to train, with the machine's settings for speed and memory."""
     model = Embedder.load(start, machine.token_budget, training=True)
     model.max_tokens = training.max_tokens
+    model.query_prompt = prompted("", contract.INSTRUCTION) if training.instructions else ""
     model.matryoshka_dims = matryoshka_dims(model.dim, training.matryoshka_min_dim)
     if machine.recompute != "none":
         model.recompute(selectively=machine.recompute == "selective")
