@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from sklearn.exceptions import UndefinedMetricWarning
 
 from ..store.files import whole_file
-from ..store.run_log import duration
 from .benchmarks import EMBEDDED, tasks_of
 from .library import mteb, without_progress_bars
 from .mirrored import num_characters
@@ -149,6 +147,8 @@ def _run_task(task, models: Mapping[str, object], keep: Mapping[str, Path] | Non
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without bars, notes on superseded tasks, and scikit-learn's on labels that are never predicted."""
+    from sklearn.exceptions import UndefinedMetricWarning
+
     logger = logging.getLogger("mteb.abstasks.abstask")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -201,6 +201,8 @@ class _Progress:
         self.count, self.number, self.verbose, self.started = len(tasks), 0, verbose, time.monotonic()
 
     def add(self, task, computed: bool) -> None:
+        from ..store.run_log import duration
+
         characters = num_characters(task)
         self.number, self.done = self.number + 1, self.done + characters
         self.computed += characters if computed else 0

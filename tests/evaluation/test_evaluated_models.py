@@ -14,7 +14,7 @@ from f2llm.evaluation.models import (
     reading_of,
     tfidf_encoder,
 )
-from f2llm.evaluation.run import at_dim
+from f2llm.evaluation.variants import at_dim
 from f2llm.mining.tfidf import Tfidf
 from f2llm.model import Embedder
 

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from f2llm.evaluation.models import EvaluatedModel
 from f2llm.evaluation.results import (
     COLUMNS,
     by_origin,
@@ -56,14 +57,20 @@ def test_a_run_is_judged_by_its_own_held_out_rows_where_there_are_any():
 
 
 def test_the_files_of_results_hold_the_tables(tmp_path):
-    dims = pd.DataFrame([("m", 8, "S", "STS", 0.5)], columns=["model", "dim", "task", "type", "score"])
+    rows = [(8, "float32", *row) for row in ROWS] + [(4, "float32", "m", "S", "STS", "default", 0.5)]
+    rows += [(8, "int8", "m", "S", "STS", "default", 0.8)]
+    scores = pd.DataFrame(rows, columns=["dim", "precision", *BY_SUBSET])
+    models = {"m": EvaluatedModel(None, trained=True)}
     parameters = pd.DataFrame([("m", 10, 6)], columns=["model", "parameters", "without_embeddings"])
-    write_results(pd.DataFrame(ROWS, columns=BY_SUBSET), dims, parameters, tmp_path / "results")
+    write_results(scores, models, parameters, pd.DataFrame(columns=["model"]), tmp_path / "results")
     written = {path.name: path.read_text() for path in (tmp_path / "results").iterdir()}
     assert json.loads(written.pop("metrics.json"))["m"]["mean"] == 0.6
     assert written == {
         "scores.csv": "model,task,type,score\nm,B,BitextMining,0.3\nm,S,STS,0.9\n",
-        "dims.csv": "model,dim,task,type,score\nm,8,S,STS,0.5\n",
+        "dims.csv": "model,dim,task,type,score\nm,8,B,BitextMining,0.3\nm,8,S,STS,0.9\nm,4,S,STS,0.5\n",
+        "storage.csv": "model,dim,precision,mb_per_million,score\nm,8,float32,32,0.6\nm,4,float32,16,0.5\n"
+        "m,8,int8,8,0.8\n",
+        "ledger.csv": "model\n",
         "languages.csv": "model,task,language,score\nm,B,deu,0.2\nm,B,fra,0.4\n",
         "parameters.csv": "model,parameters,without_embeddings\nm,10,6\n",
     }

@@ -17,10 +17,13 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from f2llm.config import root
+from f2llm.evaluation.benchmarks import EMBEDDED, tasks_of
 from f2llm.evaluation.library import _own_cache, _WithoutProgressBars
-from f2llm.evaluation.models import EvaluatedModel, encoder_of
-from f2llm.evaluation.results import mean_over_subsets
-from f2llm.evaluation.run import evaluate, evaluate_all, evaluate_prefixes
+from f2llm.evaluation.models import EvaluatedModel, RememberedRows, encoder_of
+from f2llm.evaluation.results import by_dim, by_storage, mean_over_subsets, whole
+from f2llm.evaluation.run import evaluate, own_instructions, part_of_processes, result_name, run_tasks
+from f2llm.evaluation.stage import evaluate_all
+from f2llm.evaluation.tasks import Encoder
 
 ENGLISH = ["eng-Latn"]
 
@@ -152,29 +155,101 @@ def test_instructions_reach_every_text_but_documents(folder):
 
 def test_all_models_are_scored_in_their_order(scores, chance, folder, capsys):
     models = {"random": EvaluatedModel(random), "perfect": EvaluatedModel(perfect)}
-    pd.testing.assert_frame_equal(evaluate_all(models, folder), pd.concat([chance, scores]))
-    first, second = capsys.readouterr().out.splitlines()
+    expected = pd.concat([chance, scores], ignore_index=True)
+    found = evaluate_all(models, folder)
+    pd.testing.assert_frame_equal(whole(found).reset_index(drop=True), expected)
+    pd.testing.assert_frame_equal(found, evaluate_all(models, folder, processes=2))
+    first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith("random: mean 0.") and second.startswith("perfect: mean ")
 
 
 def test_trained_models_are_scored_at_prefixes_below_their_own_dim(embedder, folder):
-    encode = encoder_of(embedder, instructions=True)
+    encode = RememberedRows(encoder_of(embedder, instructions=True))
     models = {"start": EvaluatedModel(encode, embedder), "end": EvaluatedModel(encode, embedder, trained=True)}
-    scores = mean_over_subsets(evaluate_all(models, folder))
-    by_dim = evaluate_prefixes(models, scores, [8, 32, 64], folder)
-    assert list(by_dim.columns) == ["model", "dim", "task", "type", "score"]
-    assert set(by_dim["model"]) == {"end"} and by_dim["dim"].tolist() == [32] * len(TASKS) + [8] * len(TASKS)
-    full, short = (by_dim[by_dim["dim"] == dim]["score"].to_numpy() for dim in (32, 8))
+    found = evaluate_all(models, folder, [8, 32, 64], ["int8", "binary"])
+    scores, prefixes = mean_over_subsets(whole(found)), by_dim(found, models)
+    assert list(prefixes.columns) == ["model", "dim", "task", "type", "score"]
+    assert set(prefixes["model"]) == {"end"} and prefixes["dim"].tolist() == [32] * len(TASKS) + [8] * len(TASKS)
+    full, short = (prefixes[prefixes["dim"] == dim]["score"].to_numpy() for dim in (32, 8))
     assert (full == scores[scores["model"] == "end"]["score"]).all()
     direct = mean_over_subsets(evaluate(encoder_of(embedder, instructions=True, dim=8), "end", folder))["score"]
     np.testing.assert_allclose(short, direct, atol=0.02)
     assert np.abs(full - short).max() > 0.05, "vacuous: a prefix scores as the whole"
+    storage = by_storage(found, models).set_index(["dim", "precision"])
+    assert storage["mb_per_million"].to_dict() == {(32, "float32"): 128, (8, "float32"): 32} | {
+        (32, "int8"): 32,
+        (32, "binary"): 4,
+    }
+    whole_score, int8, binary = (storage["score"][32, code] for code in ("float32", "int8", "binary"))
+    assert abs(int8 - whole_score) < 0.02 and binary != whole_score
 
 
 def test_without_a_trained_model_the_table_of_prefixes_is_empty(scores, folder):
-    means = mean_over_subsets(scores)
-    by_dim = evaluate_prefixes({"perfect": EvaluatedModel(perfect)}, means, [8], folder)
-    assert list(by_dim.columns) == ["model", "dim", "task", "type", "score"] and by_dim.empty
+    models = {"perfect": EvaluatedModel(perfect)}
+    prefixes = by_dim(evaluate_all(models, folder, [8]), models)
+    assert list(prefixes.columns) == ["model", "dim", "task", "type", "score"] and prefixes.empty
+
+
+def test_a_task_that_fails_is_named_after_the_others_were_scored(folder):
+    def fails_on_bitext(texts, instruction):
+        if instruction == "Do Bitext.":
+            raise OSError("no such thing\nmore")
+        return random(texts, instruction)
+
+    with pytest.raises(RuntimeError, match=r"^Bitext: no such thing$"):
+        evaluate(fails_on_bitext, "m", folder)
+    with pytest.raises(RuntimeError, match=r"1 tasks failed: Bitext, m: no such thing; the others"):
+        evaluate_all({"m": EvaluatedModel(fails_on_bitext)}, folder)
+
+
+def test_a_killed_evaluation_resumes_and_gives_the_same_numbers(folder, tmp_path):
+    """Also split over two processes, in either order; a damaged result is computed again."""
+    tasks, calls = tasks_of(EMBEDDED, own=folder), []
+    instructions = own_instructions(tasks)
+
+    def counting(texts, instruction):
+        calls.append(instruction)
+        return random(texts, instruction)
+
+    def run(keep, part=(0, 1)):
+        calls.clear()
+        return run_tasks({"m": Encoder(counting, "m", instructions)}, tasks, {"m": keep}, part)
+
+    whole_run = run(tmp_path / "one").table()
+    assert calls
+    pd.testing.assert_frame_equal(run(tmp_path / "one").table(), whole_run)
+    assert not calls, "what is kept is not computed again"
+    second = run(tmp_path / "two", (1, 2))
+    assert 0 < len(second.table()) < len(whole_run) and len(second.elsewhere) == (len(tasks) + 1) // 2
+    first = run(tmp_path / "two", (0, 2))
+    assert not first.elsewhere
+    pd.testing.assert_frame_equal(first.table(), whole_run)
+    victim = sorted((tmp_path / "two").glob("Search*.json"))[0]
+    victim.write_text(victim.read_text()[:50])
+    pd.testing.assert_frame_equal(run(tmp_path / "two").table(), whole_run)
+    assert set(calls) == {None, "Do Search."}, "only the damaged task is computed again"
+
+
+def test_results_of_another_mteb_or_of_other_data_are_not_read(folder, monkeypatch):
+    (task, *_) = tasks_of(EMBEDDED, own=folder)
+    names = {result_name(task)}
+    task.data_digest = "other files"
+    names.add(result_name(task))
+    task.filter_eval_splits(["train"])
+    names.add(result_name(task))
+    monkeypatch.setattr("mteb.__version__", "0.0")
+    names.add(result_name(task))
+    assert len(names) == 4
+
+
+def test_a_slurm_array_and_torchrun_say_which_part_is_whose(monkeypatch):
+    assert part_of_processes() == (0, 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    assert part_of_processes() == (1, 4)
+    for name, value in (("TASK_ID", "7"), ("TASK_COUNT", "3"), ("TASK_MIN", "5")):
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    assert part_of_processes() == (2, 3)
 
 
 # What evaluation leaves alone -------------------------------------------------------------------
