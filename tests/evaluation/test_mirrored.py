@@ -128,7 +128,7 @@ def test_one_config_per_language(mirror):
     add(mirror, "org/languages", tables, configs)
     languages = {"a": ["deu-Latn"], "b": ["fra-Latn"]}
     task = loaded(task_of(AbsTaskClassification, "Classification", "accuracy", "org/languages", languages), mirror)
-    assert [list(task.dataset[code]["test"]["text"])[0] for code in "ab"] == ["a 0", "b 0"]
+    assert [rows_of(task.dataset[code]["test"])["text"][0] for code in "ab"] == ["a 0", "b 0"]
 
 
 def test_a_default_config_with_a_language_column(mirror):
