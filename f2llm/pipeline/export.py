@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
 from safetensors import safe_open
 
 from ..config import load_config
@@ -194,35 +195,33 @@ def model_meta(folder: Path, facts: Facts):
 
     contract = facts.contract
     overlaps = {task for entry in facts.sources.values() for task in entry.get("overlap") or []}
-    return ModelMeta(
-        loader=InstructSentenceTransformerModel,
-        loader_kwargs={
-            "instruction_template": contract.query_prompt,
-            "apply_instruction_to_passages": False,
-            "max_seq_length": contract.max_tokens,
-        },
-        name=facts.name,
-        revision=sha1_of_weights(folder),
-        release_date=date.today().isoformat(),
-        languages=mteb_languages(facts.languages) or None,
-        n_parameters=facts.parameters[0],
-        n_embedding_parameters=facts.parameters[1],
-        memory_usage_mb=round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20, 1),
-        max_tokens=contract.max_tokens,
-        embed_dim=sorted(contract.matryoshka_dims) if contract.matryoshka_dims else contract.dim,
-        license=facts.licence,
-        open_weights=True,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["Sentence Transformers", "PyTorch", "safetensors", "Transformers"],
-        reference=f"https://huggingface.co/{facts.name}",
-        similarity_fn_name=ScoringFunction.COSINE,
-        use_instructions=True,
-        training_datasets=overlaps if facts.sources else None,
-        adapted_from=facts.base,
-        modalities=["text"],
-        model_type=["dense"],
-    )
+    prompts = {"instruction_template": contract.query_prompt, "apply_instruction_to_passages": False}
+    values = {
+        "loader": InstructSentenceTransformerModel,
+        "loader_kwargs": prompts | {"max_seq_length": contract.max_tokens},
+        "name": facts.name,
+        "revision": sha1_of_weights(folder),
+        "release_date": date.today().isoformat(),
+        "languages": mteb_languages(facts.languages) or None,
+        "n_parameters": facts.parameters[0],
+        "n_embedding_parameters": facts.parameters[1],
+        "memory_usage_mb": round(sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20, 1),
+        "max_tokens": contract.max_tokens,
+        "embed_dim": sorted(contract.matryoshka_dims) if contract.matryoshka_dims else contract.dim,
+        "license": facts.licence,
+        "framework": ["Sentence Transformers", "PyTorch", "safetensors", "Transformers"],
+        "reference": f"https://huggingface.co/{facts.name}",
+        "similarity_fn_name": ScoringFunction.COSINE,
+        "training_datasets": overlaps if facts.sources else None,
+        "adapted_from": facts.base,
+        **{"open_weights": True, "public_training_code": None, "public_training_data": None, "use_instructions": True},
+    }
+    try:
+        return ModelMeta(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, value = first["loc"][0], first["input"]
+        raise ValueError(f"mteb does not take {key} {value!r}: {first['msg']}; remedy: one that it knows") from None
 
 
 def mteb_languages(codes: list[str]) -> list[str]:

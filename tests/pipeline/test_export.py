@@ -151,6 +151,12 @@ def test_a_name_that_the_hub_does_not_take_is_an_error(folder, tmp_path, name):
         export(folder, tmp_path / "out", name)
 
 
+def test_a_licence_that_mteb_does_not_know_is_one_line(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"mteb does not take license 'Foo': Input should be .*; remedy: ") as error:
+        export(folder, tmp_path / "out", "lab/tiny", licence="Foo")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_an_export_replaces_only_an_export(folder, exported, tmp_path):
     export(folder, exported, "lab/other")
     assert "# other" in (exported / "README.md").read_text()
