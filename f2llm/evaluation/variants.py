@@ -31,20 +31,22 @@ def at_dim(encode: Callable, dim: int) -> Callable:
 
 
 def at_precision(encode: Callable, precision: str) -> Callable:
-    """`encode` with rows as int8 or binary codes of sentence-transformers, whose cosines mteb then takes.
+    """`encode` with rows as int8 or binary codes of sentence-transformers, read back as floats of about unit length.
 
     int8: 256 levels between -m and m, m the largest value of the task's rows. One scale for all dimensions keeps the
-    angles; sentence-transformers' own ranges, one for each dimension, would not. binary: the signs, as -1 and 1.
+    angles; sentence-transformers' own ranges, one for each dimension, would not. binary: the signs.
     """
-    from sentence_transformers.quantization import quantize_embeddings
+    from sentence_transformers.util.quantization import quantize_embeddings
 
     def coded(texts: list[str], instruction) -> np.ndarray:
         rows = np.ascontiguousarray(encode(texts, instruction))
         if precision == "binary":
             codes = quantize_embeddings(rows, "ubinary")
-            return np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
+            signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
+            return signs / np.float32(np.sqrt(rows.shape[1]))
         largest = max(encode.largest(), float(np.abs(rows).max(initial=1e-12)))
         limits = np.full((2, rows.shape[1]), largest, dtype=np.float32) * np.array([[-1], [1]], dtype=np.float32)
-        return quantize_embeddings(rows, "int8", ranges=limits).astype(np.float32)
+        codes = quantize_embeddings(rows, "int8", ranges=limits).astype(np.float32)
+        return (codes + 1) * np.float32(largest / 127.5)  # the middle of each level
 
     return coded
