@@ -42,9 +42,9 @@ def at_precision(encode: Callable, precision: str) -> Callable:
         rows = np.ascontiguousarray(encode(texts, instruction))
         if precision == "binary":
             codes = quantize_embeddings(rows, "ubinary")
-            signs = np.unpackbits(codes, axis=1).astype(np.float32) * 2 - 1
+            signs = np.unpackbits(codes, axis=1, count=rows.shape[1]).astype(np.float32) * 2 - 1
             return signs / np.float32(np.sqrt(rows.shape[1]))
-        largest = max(encode.largest(), float(np.abs(rows).max(initial=1e-12)))
+        largest = max(encode.largest, float(np.abs(rows).max(initial=1e-12)))
         limits = np.full((2, rows.shape[1]), largest, dtype=np.float32) * np.array([[-1], [1]], dtype=np.float32)
         codes = quantize_embeddings(rows, "int8", ranges=limits).astype(np.float32)
         return (codes + 1) * np.float32(largest / 127.5)  # the middle of each level
