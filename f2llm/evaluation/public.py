@@ -25,7 +25,7 @@ from .models import RememberedRows, revision_of
 from .run import Results, run_tasks
 from .variants import PRECISIONS, variants_of
 
-MODEL_FILES = ["*.json", "*.safetensors"]
+PLAIN_LOADER = "SentenceTransformerEncoderWrapper"  # of mteb's registry: the prompts are those of the folder
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def load_model(name: str, mirror: Path) -> PublicModel:
     """
     folder, hub_id, revision = find_model(name, mirror)
     encoder = load_encoder(folder)
-    registered = _registered(hub_id)
-    limit = (registered or {}).get("max_seq_length")
+    registered = _registered(hub_id, folder)
+    limit = (registered or {}).pop("limit", None)
     if limit and encoder.max_tokens and not isinstance(encoder, ForeignEncoder):
         encoder.max_tokens = min(limit, encoder.max_tokens)
     prompts, words = _prompts_of(folder, hub_id, registered)
@@ -86,16 +86,35 @@ def find_model(name: str, mirror: Path) -> tuple[Path, str | None, str]:
     return held.path / name, name, held.revision(name)
 
 
-def _registered(hub_id: str | None) -> dict | None:
-    """Arguments with which mteb's registry loads a model with instructions; None if it does not know it as one."""
-    if hub_id is None:
-        return None
+def _registered(hub_id: str | None, folder: Path) -> dict | None:
+    """How mteb's registry instructs a model: instructions, template, on_documents, limit; None if it does not.
+
+    A loader of the registry's own is run once to see what it makes of the folder.
+    """
     try:
-        meta = mteb().get_model_meta(hub_id)
+        meta = mteb().get_model_meta(hub_id) if hub_id else None
     except KeyError:
         return None
-    instructed = getattr(meta.loader, "__name__", "") == "InstructSentenceTransformerModel"
-    return dict(meta.loader_kwargs or {}) if instructed else None
+    if meta is None or getattr(meta.loader, "__name__", PLAIN_LOADER) == PLAIN_LOADER:
+        return None
+    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+
+    given = dict(meta.loader_kwargs or {})
+    if meta.loader is not InstructSentenceTransformerModel:
+        loaded = meta.loader(str(folder), revision=None, **given)
+        if not isinstance(loaded, InstructSentenceTransformerModel):
+            raise ValueError(
+                f"mteb loads {hub_id} by code of its own ({meta.loader.__name__}), which this kit does not run; "
+                "remedy: mteb.evaluate on mteb.get_model, where a network is"
+            )
+        given |= {"instruction_template": loaded.instruction_template, "prompts_dict": loaded.prompts_dict}
+        given |= {"apply_instruction_to_passages": loaded.apply_instruction_to_passages}
+    return {
+        "instructions": given.get("prompts_dict") or {},
+        "template": given.get("instruction_template"),
+        "on_documents": given.get("apply_instruction_to_passages", True),
+        "limit": given.get("max_seq_length"),
+    }
 
 
 def _prompts_of(folder: Path, hub_id: str | None, registered: dict | None) -> tuple[dict, str]:
@@ -108,10 +127,8 @@ def _prompts_of(folder: Path, hub_id: str | None, registered: dict | None) -> tu
         recipe = facts.get("recipe", "v2")
     if recipe:
         return {"instructions": instructions(recipe), "template": QUERY_PROMPT}, f"F2LLM's instructions, {recipe}"
-    if registered and registered.get("instruction_template"):
-        on_documents = registered.get("apply_instruction_to_passages", True)
-        given = {"instructions": registered.get("prompts_dict") or {}, "template": registered["instruction_template"]}
-        return given | {"on_documents": on_documents}, "instructions of mteb's registry"
+    if registered and registered["template"]:
+        return registered, "instructions of mteb's registry"
     settings = folder / "config_sentence_transformers.json"
     declared = (read_json(settings).get("prompts") or {}) if settings.exists() else {}
     shown = ", ".join(sorted(key for key, prompt in declared.items() if prompt)) or "none"
