@@ -17,6 +17,7 @@ NAMES = (
     "distillation_cpu",
     "prune_cpu",
     "data_cpu",
+    "evaluation_cpu",
     "gpu",
 )
 

@@ -9,6 +9,7 @@ import pandas as pd
 from .. import distributed
 from ..evaluation import ledger
 from ..evaluation.benchmarks import BENCHMARKS
+from ..evaluation.library import mteb
 from ..evaluation.mirrored import tasks_to_score
 from ..evaluation.public import PublicModel, find_model, load_model, score_model, variants
 from ..evaluation.run import Results, part_of_processes
@@ -51,6 +52,7 @@ def evaluate(name: str | None, asked: Asked, mirror: Path, out: Path) -> bool:
         return not results.failures
     _print_scores(table, model)
     _compare(name, model, table, out)
+    _write_for_mteb(model, results, out)
     return _failed_none(results)
 
 
@@ -107,6 +109,15 @@ def _compare(name: str, model: PublicModel, scores: pd.DataFrame, out: Path) -> 
     with whole_file(path := _file(out, model, "ledger.csv")) as new:
         table.to_csv(new, index=False)
     print(f"written: {path}")
+
+
+def _write_for_mteb(model: PublicModel, results: Results, out: Path) -> None:
+    """The results of whole embeddings as mteb's results repository keeps them: out/mteb/results/<model>/<revision>/."""
+    meta = model.interface(model.encode).mteb_model_meta
+    cache = mteb().ResultCache(out / "mteb")
+    for ((dim, precision), _), result in results.of.items():
+        if (dim, precision) == (model.dim, "float32"):
+            cache.save_to_cache(result, meta, encode_kwargs={"batch_size": 32})
 
 
 def _failed_none(results: Results) -> bool:

@@ -41,7 +41,8 @@ def plot_storage(axes, storage: pd.DataFrame) -> None:
         axes.plot(
             row.mb_per_million, 100 * row.score, "s", color=f"C{number}", label=f"{row.precision}, all dimensions"
         )
-    axes.set(xlabel="MB per million documents", ylabel="mean score x 100", ylim=(0, None))
+    top = 110 * storage["score"].max()
+    axes.set(xlabel="MB per million documents", ylabel="mean score x 100", ylim=(0, top))
     _log_axis(axes, sorted({round(size) for size in storage["mb_per_million"]}))
     axes.legend(loc="lower right")
 

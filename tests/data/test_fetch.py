@@ -16,9 +16,10 @@ import pytest
 import torch
 from helpers.hub_server import Hub, git_blob, serving, sha256
 from huggingface_hub import constants
+from typer.testing import CliRunner
 
 from f2llm.config import SHAPE, load_config
-from f2llm.data.fetch import adopt, fetch, plan_all, plan_fetch
+from f2llm.data.fetch import adopt, fetch, plan_all, plan_data_sets, plan_fetch, plan_models
 from f2llm.data.mirror import Mirror
 from f2llm.embedded.backbone import new_model
 from f2llm.model import Embedder
@@ -650,3 +651,53 @@ def test_a_model_that_is_not_whole_or_not_the_one_asked_for_is_one_error(publish
     shard.unlink()
     with pytest.raises(ValueError, match=rf"{shard.name} is missing; remedy: fetch with: f2llm fetch"):
         bring(config.backbone)
+
+
+# Data sets of benchmarks, and models --------------------------------------------------------------
+
+
+def test_a_second_revision_of_a_data_set_is_kept_beside_the_first(hub, tmp_path):
+    new = {"test.jsonl": b'{"new": 1}\n', "README.md": b"new"}
+    old = {"test.jsonl": b'{"old": 1}\n', "load.py": b"import os"}
+    hub.datasets = {("org/twice", SHA): new, ("org/twice", OLD): old}
+    for _ in range(2):  # fetched once, planned again
+        plans = plan_data_sets([("org/twice", SHA), ("org/twice", OLD)], tmp_path / "mirror", endpoint=hub.url)
+        assert [plan.folder for plan in plans] == ["org/twice", f"org/twice@{OLD}"]
+        for each in plans:
+            fetch(each, tmp_path / "mirror")
+    assert (tmp_path / "mirror/org/twice/test.jsonl").read_bytes() == new["test.jsonl"]
+    assert (tmp_path / f"mirror/org/twice@{OLD}/test.jsonl").read_bytes() == old["test.jsonl"]
+    assert not list((tmp_path / "mirror").rglob("*.py")), "code is never fetched"
+    held = Mirror(tmp_path / "mirror")
+    held.require_all(held.folder_of("org/twice", OLD), OLD, command=COMMAND)
+    (tmp_path / f"mirror/org/twice@{OLD}/test.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"test.jsonl is missing; remedy: fetch with: f2llm fetch --released"):
+        held.require_all(held.folder_of("org/twice", OLD), OLD, command=COMMAND)
+
+
+def test_a_model_is_fetched_without_pickles_and_code(hub, tmp_path):
+    files = {name: name.encode() for name in ("config.json", "model.safetensors", "pytorch_model.bin", "code.py")}
+    files |= {"onnx/model.json": b"{}", "1_Pooling/config.json": b"{}", "tokenizer.json": b"{}", "README.md": b"# M"}
+    hub.models = {("org/model", SHA): files}
+    (each,) = plan_models([f"org/model@{SHA}"], endpoint=hub.url)
+    fetch(each, tmp_path / "mirror")
+    kept = {"config.json", "model.safetensors", "1_Pooling/config.json", "tokenizer.json", "README.md"}
+    assert in_folder(tmp_path / "mirror/org/model").keys() == kept
+
+
+def test_the_data_of_a_benchmark_are_fetched_at_the_revisions_that_mteb_pins(hub, tmp_path, monkeypatch):
+    from f2llm.evaluation.benchmarks import tasks_of
+    from f2llm.evaluation.mirrored import repositories
+
+    pinned = list(repositories(tasks_of(["STS22", "STS22.v2", "KorSTS"])))
+    hub.datasets = {key: {"README.md": b"# R", "test.parquet": repr(key).encode()} for key in pinned}
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    words = ["fetch", "--benchmark", "STS22", "--benchmark", "STS22.v2", "--benchmark", "KorSTS"]
+    result = CliRunner().invoke(cli.app, [*words, "--set", f"data.mirror={tmp_path / 'mirror'}"])
+    assert result.exit_code == 0, result.output
+    assert "3 repositories" in result.output
+    held = Mirror(tmp_path / "mirror")
+    for repo, revision in pinned:
+        folder = held.folder_of(repo, revision)
+        assert (tmp_path / "mirror" / folder / "test.parquet").read_bytes() == repr((repo, revision)).encode()

@@ -18,6 +18,7 @@ from f2llm.evaluation.library import mteb
 from f2llm.evaluation.mirrored import read_from_mirror
 from f2llm.evaluation.public import find_model, load_model, score_model
 from f2llm.pipeline.cli import app
+from f2llm.pipeline.export import check_submission
 
 HUB_ID = "codefuse-ai/F2LLM-v2-80M"
 
@@ -181,6 +182,9 @@ def test_a_released_model_is_scored_beside_its_published_scores(folder, mirror, 
     assert np.isclose(row["difference"], row["ours"] - row["published"], atol=1e-6)
     assert (ledger["verdict"] == "not comparable: not run").sum() == len(ledger) - ledger["ours"].notna().sum()
     assert "DIFFERENT" in result.output and set(published_models().columns) == {"id", "revision"}
+    submission = tmp_path / "out" / "mteb" / "results" / HUB_ID.replace("/", "__") / ("c" * 40)
+    assert {path.name for path in submission.iterdir()} >= {"KorSTS.json", "model_meta.json"}
+    assert check_submission(submission) == []
 
 
 def test_what_is_wrong_is_one_line_before_the_model_is_loaded(folder, mirror, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ class Hub:
     sha: str
     files: dict  # name: content
     models: dict = field(default_factory=dict)  # (repository, commit): {name: content}
+    datasets: dict = field(default_factory=dict)  # the same, of more data sets
     listed: dict = field(default_factory=dict)  # name: size that is said in place of the true one
     announced: dict = field(default_factory=dict)  # name: size that HEAD says in place of the true one
     answer: dict = field(default_factory=dict)  # path ending: (status, headers, body)
@@ -39,8 +40,9 @@ class Hub:
     def repositories(self):
         """(path in the hub, commit, files) of all repositories."""
         yield f"datasets/{self.repo}", self.sha, self.files
-        for (repo, sha), files in self.models.items():
-            yield f"models/{repo}", sha, files
+        for kind, repositories in (("models", self.models), ("datasets", self.datasets)):
+            for (repo, sha), files in repositories.items():
+                yield f"{kind}/{repo}", sha, files
 
     def sizes(self, name, content):
         """(size, git blob id, SHA-256 if it is an LFS file) as the hub lists them."""
@@ -129,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         """A file of a repository, or the place that LFS files are redirected to."""
         for repo, sha, files in hub.repositories():
             prefix = f"/{repo.removeprefix('models/')}/resolve/{sha}/"
-            cdn = f"/cdn/{repo}/"
+            cdn = f"/cdn/{repo}/{sha}/"
             at_cdn, name = path.startswith(cdn), path.removeprefix(prefix).removeprefix(cdn)
             if name == path or name not in files:
                 continue
