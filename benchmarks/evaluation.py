@@ -24,7 +24,7 @@ from f2llm.evaluation.public import load_model, score_model
 from f2llm.evaluation.run import _quiet
 from f2llm.model import Embedder
 
-PARTS = {"XQuADRetrieval": ["en"], "ArmenianParaphrasePC": None, "NusaXBitextMining": ["eng-ind"]}
+PARTS = {"XQuADRetrieval": ["en"], "NusaXBitextMining": ["eng-ind"], "KLUE-STS": None}
 MAX_TOKENS = 512
 REMARKS = """\
 CPU seconds of one thread on the same real tasks, loading of data included, in turn: mteb.evaluate on this kit's
