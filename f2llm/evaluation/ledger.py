@@ -60,26 +60,30 @@ def published_subsets() -> pd.DataFrame:
     return pd.read_csv(root() / "data" / "published" / "all-MiniLM-L6-v2.csv", dtype={"subset": str})
 
 
-def ledger_of(scores: pd.DataFrame, model: str, revision: str, against: str | None) -> pd.DataFrame:
-    """One row per task of each of the 17 benchmarks that has one of the tasks of `scores`.
+def ledger_of(
+    scores: pd.DataFrame, model: str, revision: str, against: str | None, failures: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """One row per task of each of the 17 benchmarks that has one of the tasks of `scores` or of `failures`.
 
     scores: task, split, subset, score. against: a name of `published_models`, whose scores stand beside; the weights
     are the same if its id is `model`. Empty if there is no model to compare with.
     """
-    found = {}
+    found, failures = {}, failures or {}
     for row in scores.itertuples():
         found.setdefault(row.task, {})[row.split, row.subset] = row.score
     rows = []
     for benchmark in BENCHMARKS if against else ():
         tasks = mteb().get_benchmark(benchmark).tasks
-        if any(task.metadata.name in found for task in tasks):
-            rows += _rows_of_benchmark(benchmark, tasks, found, against)
+        if any(task.metadata.name in found or task.metadata.name in failures for task in tasks):
+            rows += _rows_of_benchmark(benchmark, tasks, found, against, failures)
     facts = {"model": model, "revision": revision, "mteb": mteb().__version__}
     same = bool(against) and model == published_models().loc[against, "id"]
     return _judged([facts | row for row in rows], same) if rows else pd.DataFrame(columns=COLUMNS)
 
 
-def _rows_of_benchmark(benchmark: str, tasks: Sequence, found: Mapping, against: str) -> list[dict]:
+def _rows_of_benchmark(
+    benchmark: str, tasks: Sequence, found: Mapping, against: str, failures: Mapping[str, str]
+) -> list[dict]:
     theirs = published()
     theirs = theirs[(theirs["model"] == against) & (theirs["benchmark"] == benchmark)].set_index("task")["score"]
     rows = []
@@ -90,7 +94,9 @@ def _rows_of_benchmark(benchmark: str, tasks: Sequence, found: Mapping, against:
         row = {"benchmark": benchmark, "task": name, "type": kind, "split": "+".join(task.eval_splits)}
         row |= {"subset": _shown(task), "published": theirs.get(name), "tolerance": _tolerance(kind), "verdict": None}
         row["ours"] = None if missing else sum(found[name][part] for part in asked) / len(asked)  # as mteb averages
-        if name not in found:
+        if name in failures:
+            row["verdict"] = f"not comparable: failed, {failures[name]}"
+        elif name not in found:
             row["verdict"] = "not comparable: not run"
         elif missing:
             row["verdict"] = f"not comparable: {len(missing)} of {len(asked)} parts not run"

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import TextIOBase
+from pathlib import Path
 from typing import TextIO
 
 from ..config import root
@@ -22,11 +24,18 @@ def mteb():
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """Sets mteb's cache to a folder of this repository while mteb is imported, unless MTEB_CACHE is set."""
+    """Sets mteb's cache to a folder of this repository while mteb is imported, unless MTEB_CACHE is set.
+
+    Outside a clone it is a folder of the system for temporary files.
+    """
     if "MTEB_CACHE" in os.environ:
         yield
         return
-    os.environ["MTEB_CACHE"] = str(root() / "scratch" / "mteb")  # mteb makes this folder at import
+    try:
+        scratch = root() / "scratch"
+    except ValueError:
+        scratch = Path(tempfile.gettempdir())
+    os.environ["MTEB_CACHE"] = str(scratch / "mteb")  # mteb makes this folder at import
     try:
         yield
     finally:

@@ -85,16 +85,22 @@ def run_tasks(
     keep: {model: folder} for the result of each task; what is there already is read instead of computed, if it comes
     from the same data, splits, subsets and version of mteb. The folder must stand for everything that makes the model's
     scores. part: (k, n) runs every n-th task from the k-th on, as one of n processes that share the folders.
-    after_task is called after each. A task that fails does not stop the others.
+    after_task is called after each. A task that fails does not stop the others, nor, by a file, does it those of other
+    processes: they find it among the failures.
     """
     results, progress = Results({task.metadata.name: task.metadata.type for task in tasks}), _Progress(tasks, verbose)
     ordered = sorted(tasks, key=lambda task: (-num_characters(task), task.metadata.name))
+    for number, task in enumerate(ordered):
+        if keep and number % part[1] == part[0]:  # of an earlier run
+            _failure_of(task, models, keep).unlink(missing_ok=True)
     for number, task in enumerate(ordered):
         name = task.metadata.name
         kept = {model: _read_result(keep[model] / result_name(task)) for model in models} if keep else {}
         missing = [model for model in models if not kept.get(model)]
         if not missing:
             results.of |= {(model, name): result for model, result in kept.items()}
+        elif number % part[1] != part[0] and (failed := _failure_of(task, models, keep)).exists():
+            results.failures[name] = failed.read_text(encoding="utf-8")
         elif number % part[1] != part[0]:
             results.elsewhere.append(name)
         else:  # all models again, for they may be lengths and precisions of the same embeddings
@@ -125,23 +131,42 @@ def _run_task(task, models: Mapping[str, object], keep: Mapping[str, Path] | Non
                     task.rng_state.setstate(after_loading[0])
                     task.np_rng.bit_generator.state = after_loading[1]
                 found = mteb().evaluate(encoder, [task], cache=None, co2_tracker=False, show_progress_bar=False)
-            results.of[model, name] = found.task_results[0]
-            if keep:  # the file has six digits: read back, so that a resumed evaluation gives the same numbers
-                with whole_file(path := keep[model] / result_name(task)) as new:
-                    found.task_results[0].to_disk(new)
-                results.of[model, name] = _read_result(path)
-    except (KeyboardInterrupt, MemoryError):
+            if not found.task_results:
+                raise ValueError(found.exceptions[0].exception)
+            results.of[model, name] = _keep(found.task_results[0], keep and keep[model] / result_name(task))
+    except (KeyboardInterrupt, MemoryError, DiskError):
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and str(error).startswith(
-            "cannot write"
-        ):  # a full disk: no task can be kept
-            raise
         results.failures[name] = (str(error) or type(error).__name__).splitlines()[0]
         print(f"{name} failed: {results.failures[name]}", flush=True)
+        if keep:
+            _failure_of(task, models, keep).write_text(results.failures[name], encoding="utf-8")
     finally:
         if task.data_loaded:
             task.unload_data()
+
+
+class DiskError(RuntimeError):
+    """Results cannot be kept: no other task is tried."""
+
+
+def _keep(result, path: Path | None):
+    """A result, written and read back: the file has six digits, so a resumed evaluation gives the same numbers."""
+    if path is None:
+        return result
+    try:
+        with whole_file(path) as new:
+            result.to_disk(new)
+    except RuntimeError as error:
+        raise DiskError(str(error)) from None
+    return _read_result(path)
+
+
+def _failure_of(task, models: Mapping[str, object], keep: Mapping[str, Path]) -> Path:
+    """The file that tells other processes why a task failed."""
+    folder = keep[next(iter(models))]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{result_name(task)}.failed"
 
 
 @contextmanager

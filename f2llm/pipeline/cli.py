@@ -265,7 +265,8 @@ def evaluate(
     """
     from . import public
 
-    (mirror, out) = _from_root(mirror, out)
+    mirror, out, folder = _from_root(mirror, out, Path(model) if model and Path(model).exists() else None)
+    model = str(folder or model) if model else None
     mirror = mirror or Path(load_config().data.mirror)
     asked = public.Asked(
         tuple(name for names in tasks for name in names.split(",") if name) + tuple(benchmark),

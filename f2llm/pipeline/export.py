@@ -6,12 +6,9 @@ Also checks a folder of mteb's results as their repository does, without network
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +19,7 @@ from safetensors import safe_open
 
 from ..config import load_config
 from ..contract import Contract, contract_of, read_contract, write_contract
+from ..evaluation.library import mteb
 from ..model import Embedder
 from ..store.files import whole_folder
 from ..store.model_folder import read_json
@@ -160,35 +158,12 @@ def _write_onnx(folder: Path) -> bool:
 # mteb -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _without_cache_folder() -> Iterator[None]:
-    """mteb makes a folder for its cache when it is imported: a temporary one here, unless MTEB_CACHE is set."""
-    if "MTEB_CACHE" in os.environ:
-        yield
-        return
-    with TemporaryDirectory() as scratch:
-        os.environ["MTEB_CACHE"] = scratch
-        try:
-            yield
-        finally:
-            del os.environ["MTEB_CACHE"]
-
-
-def import_mteb():
-    """mteb, imported without a trace in the home folder; ValueError if it is not installed."""
-    if find_spec("mteb") is None:
-        raise ValueError("mteb is not installed, which describes models; remedy: pip install 'f2llm[eval]'")
-    with _without_cache_folder():
-        import mteb
-    return mteb
-
-
 def model_meta(folder: Path, facts: Facts):
     """mteb's ModelMeta of an exported model; its revision is the SHA-1 of the weights.
 
     Its training datasets are the MTEB tasks whose data the sources overlap with, as data/sources.yaml knows them.
     """
-    import_mteb()
+    mteb()
     from mteb.models import ModelMeta
     from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
     from mteb.models.model_meta import ScoringFunction
@@ -226,7 +201,7 @@ def model_meta(folder: Path, facts: Facts):
 
 def mteb_languages(codes: list[str]) -> list[str]:
     """Codes as mteb has them, 'deu-Latn' of 'de', in order, without languages whose usual script it does not know."""
-    folder = Path(import_mteb().__file__).parent / "languages"
+    folder = Path(mteb().__file__).parent / "languages"
     long, scripts = (read_json(folder / f"{name}.json") for name in ("iso_639_1_to_3", "iso_639_3_to_default_script"))
     three = [long.get(code, code) for code in codes]
     return sorted({f"{code}-{scripts[code]}" for code in three if code in scripts})
@@ -249,16 +224,15 @@ def check_submission(folder: Path, benchmark: str | None = None) -> list[str]:
     folder = Path(folder)
     if not (folder / "model_meta.json").exists():
         return [f"{folder} has no model_meta.json; remedy: the folder of results of one revision of a model"]
-    mteb = import_mteb()
-    problems = _problems_of_meta(folder, mteb)
-    results, more = _read_results(folder, mteb)
+    problems = _problems_of_meta(folder, mteb())
+    results, more = _read_results(folder, mteb())
     problems += more + _problems_of_neighbours(folder, results)
     if not (folder / "run_settings.jsonl").exists():
         problems.append("run_settings.jsonl is missing, which reviewers ask for; remedy: results of a newer mteb")
-    return problems + (_missing_of(mteb.get_benchmark(benchmark), results) if benchmark else [])
+    return problems + (_missing_of(mteb().get_benchmark(benchmark), results) if benchmark else [])
 
 
-def _problems_of_meta(folder: Path, mteb) -> list[str]:
+def _problems_of_meta(folder: Path, library) -> list[str]:
     meta = read_json(folder / "model_meta.json")
     name, revision, problems = meta.get("name") or "", meta.get("revision") or "", []
     if "/" not in name:
@@ -269,12 +243,12 @@ def _problems_of_meta(folder: Path, mteb) -> list[str]:
         problems.append(f"the folder is {folder.name!r}, but model_meta.json has the revision {revision!r}")
     if not re.fullmatch(r"[0-9a-f]{40}|.", revision):
         problems.append(f"the revision is {revision!r}, but must have 40 hexadecimal digits")
-    if name not in {known.name for known in mteb.get_model_metas()}:
+    if name not in {known.name for known in library.get_model_metas()}:
         problems.append(f"{name} is not in the registry of this mteb; remedy: a pull request with model_meta.py first")
     return problems
 
 
-def _read_results(folder: Path, mteb) -> tuple[dict, list[str]]:
+def _read_results(folder: Path, library) -> tuple[dict, list[str]]:
     """{task: its result}, and what is wrong with files."""
     results, problems = {}, []
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -283,7 +257,7 @@ def _read_results(folder: Path, mteb) -> tuple[dict, list[str]]:
         if file.suffix != ".json" or file.name == "model_meta.json":
             continue
         try:
-            result = mteb.TaskResult.from_disk(file)
+            result = library.TaskResult.from_disk(file)
         except Exception as error:  # of pydantic, json, or mteb's conversion of old files
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             problems.append(f"{file.name} is no result of mteb ({reason})")

@@ -1,12 +1,14 @@
 """The verb `evaluate`: any model on public tasks, with the ledger."""
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from .. import distributed
 from ..evaluation import ledger
 from ..evaluation.benchmarks import BENCHMARKS
 from ..evaluation.library import mteb
@@ -16,6 +18,8 @@ from ..evaluation.run import Results, part_of_processes
 from ..evaluation.variants import PRECISIONS
 from ..store.files import whole_file
 from ..store.model_folder import read_json
+
+WAIT = 5  # seconds between two looks at what other processes have finished
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ def evaluate(name: str | None, asked: Asked, mirror: Path, out: Path) -> bool:
         )
     find_model(name, mirror)
     tasks = tasks_to_score(asked.names, mirror, asked.languages, asked.splits)
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model = load_model(name, mirror)
     variants(model, asked.dims, asked.precisions)
     print(
@@ -51,7 +57,7 @@ def evaluate(name: str | None, asked: Asked, mirror: Path, out: Path) -> bool:
         print(f"{len(results.elsewhere)} tasks are left to other processes; the command alone collects all results")
         return not results.failures
     _print_scores(table, model)
-    _compare(name, model, table, out)
+    _compare(name, model, table, results, out)
     _write_for_mteb(model, results, out)
     return _failed_none(results)
 
@@ -60,11 +66,11 @@ def _run(model: PublicModel, tasks: Sequence, asked: Asked, out: Path) -> tuple[
     """Under torchrun, the processes share the tasks and the first collects all results."""
     part = part_of_processes()
     table, results = score_model(model, tasks, out, asked.dims, asked.precisions, part)
-    if part[1] > 1 and distributed.world_size() > 1:
-        distributed.barrier()
-        if distributed.rank() == 0:
-            table, results = score_model(model, tasks, out, asked.dims, asked.precisions)
-    table.to_csv(_file(out, model, "scores.csv"), index=False)
+    while results.elsewhere and part[0] == 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(WAIT)  # torchrun ends this process if another one dies
+        table, results = score_model(model, tasks, out, asked.dims, asked.precisions, (-1, part[1]))  # reads only
+    if not results.elsewhere:
+        table.to_csv(_file(out, model, "scores.csv"), index=False)
     return table, results
 
 
@@ -91,7 +97,7 @@ def _print_scores(table: pd.DataFrame, model: PublicModel) -> None:
             print(f"{dim:6} {precision:>9} {dim * PRECISIONS[precision]:14,.0f} {100 * mean:7.2f}")
 
 
-def _compare(name: str, model: PublicModel, scores: pd.DataFrame, out: Path) -> None:
+def _compare(name: str, model: PublicModel, scores: pd.DataFrame, results: Results, out: Path) -> None:
     """Print and write the ledger, if there is a published model to compare with."""
     facts = Path(name) / "train.json"
     against = ledger.against_of(model.name, read_json(facts) if facts.exists() else None)
@@ -99,12 +105,12 @@ def _compare(name: str, model: PublicModel, scores: pd.DataFrame, out: Path) -> 
         print("no ledger: no published scores of this model, and none of a model of its size and recipe")
         return
     whole = scores[(scores["dim"] == model.dim) & (scores["precision"] == "float32")]
-    table = ledger.ledger_of(whole, model.name, model.revision, against)
+    table = ledger.ledger_of(whole, model.name, model.revision, against, results.failures)
     if table.empty:
         print(f"no ledger: none of these tasks is in the {len(BENCHMARKS)} benchmarks")
         return
     print(f"\nThe ledger, beside the published scores of {against}:")
-    print(ledger.shown(table[table["ours"].notna()]))
+    print(ledger.shown(table[table["ours"].notna() | table["task"].isin(results.failures)]))
     print(ledger.means(table).round(2).to_string(index=False))
     with whole_file(path := _file(out, model, "ledger.csv")) as new:
         table.to_csv(new, index=False)

@@ -111,6 +111,12 @@ def test_what_cannot_be_compared_has_a_reason_and_no_part_in_the_mean():
     assert (flores.str.startswith("not comparable")).all()
 
 
+def test_a_task_that_failed_says_so():
+    scores = scores_of("MTEB(kor, v1)", "F2LLM-v2-330M", leave_out=["KorSTS"])
+    ledger = ledger_of(scores, "f2llm/mine", "", "F2LLM-v2-330M", {"KorSTS": "no such file"})
+    assert ledger.set_index("task")["verdict"]["KorSTS"] == "not comparable: failed, no such file"
+
+
 def test_a_task_in_part_is_not_compared_with_the_whole():
     scores = scores_of("MTEB(Indic, v1)", "F2LLM-v2-330M")
     name = scores["task"].value_counts().index[0]

@@ -230,6 +230,38 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_numbers(folder, tmp_path
     assert set(calls) == {None, "Do Search."}, "only the damaged task is computed again"
 
 
+def test_a_task_that_fails_in_another_process_is_known_and_is_tried_again(folder, tmp_path):
+    tasks, broken = tasks_of(EMBEDDED, own=folder), [True]
+
+    def encode(texts, instruction):
+        if broken:
+            raise OSError("no such thing")
+        return random(texts, instruction)
+
+    def run(part):
+        return run_tasks({"m": Encoder(encode, "m", own_instructions(tasks))}, tasks, {"m": tmp_path}, part)
+
+    second = run((1, 2))
+    broken.clear()
+    first = run((0, 2))
+    assert first.failures == second.failures and set(second.failures.values()) == {"no such thing"}
+    assert not first.elsewhere and len(first.failures) == len(tasks) // 2
+    looking = run((-1, 2))
+    assert looking.failures == first.failures and looking.table().equals(first.table()), "nothing is run to look"
+    assert not run((1, 2)).failures and not run((0, 2)).failures
+    assert run((-1, 2)).table()["task"].nunique() == len(tasks)
+
+
+def test_results_that_cannot_be_kept_stop_the_run(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    tasks = tasks_of(EMBEDDED, own=folder)
+    monkeypatch.setattr("mteb.results.TaskResult.to_disk", full)
+    with pytest.raises(RuntimeError, match=r"cannot write .*No space left.*remedy: free disk space"):
+        run_tasks({"m": Encoder(random, "m", own_instructions(tasks))}, tasks, {"m": tmp_path})
+
+
 def test_results_of_another_mteb_or_of_other_data_are_not_read(folder, monkeypatch):
     (task, *_) = tasks_of(EMBEDDED, own=folder)
     names = {result_name(task)}

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from f2llm.contract import contract_of, read_contract, write_contract
-from f2llm.pipeline.export import check_submission, export, import_mteb, num_parameters, sha1_of_weights
+from f2llm.evaluation.library import mteb as library
+from f2llm.pipeline.export import check_submission, export, num_parameters, sha1_of_weights
 
-mteb = import_mteb()
+mteb = library()
 TRAIN = {"stage": "distill pico", "recipe": "v2", "size_name": "nano", "seed": 7, "steps": 130, "tokens": 12345}
 TRAIN |= {"inputs": ["models/pruned/pico", "models/stage2"], "python": "3.11.9", "versions": {"torch": "2.13.0"}}
 SOURCE = {"task": "retrieval", "kept": 1000, "licence": "MIT", "commercial": True, "overlap": ["STS12"]}
