@@ -72,6 +72,9 @@ def tasks_of(
     tasks = [task for task in found.values() if not languages or _speaks(task, languages)]
     for task in tasks:
         _restrict(task, languages, splits)
+    left_out = [name for name, task in found.items() if task not in tasks]
+    if tasks and left_out:
+        print(f"left out, without {', '.join(languages)}: {', '.join(left_out)}", flush=True)
     if not tasks:
         raise ValueError(f"no task of {', '.join(names)} has {', '.join(languages)}; remedy: other languages or tasks")
     return tasks

@@ -256,7 +256,7 @@ def evaluate(
     precision: Annotated[list[str], typer.Option(help="also as int8 or binary codes")] = [],  # noqa: B006
     verify: Annotated[bool, typer.Option(help="score a public model and compare with its published scores")] = False,
     mirror: Annotated[Path | None, typer.Option(help="without it data.mirror of params.yaml")] = None,
-    out: Annotated[Path, typer.Option(help="where results are kept, task by task")] = Path("results/public"),
+    out: Annotated[Path | None, typer.Option(help="where results are kept; without it results/public")] = None,
 ) -> None:
     """Score a model on public benchmarks or tasks, by mteb, with the model's own prompts; killed, it resumes.
 
@@ -267,7 +267,7 @@ def evaluate(
 
     mirror, out, folder = _from_root(mirror, out, Path(model) if model and Path(model).exists() else None)
     model = str(folder or model) if model else None
-    mirror = mirror or Path(load_config().data.mirror)
+    mirror, out = mirror or Path(load_config().data.mirror), out or Path("results/public")
     asked = public.Asked(
         tuple(name for names in tasks for name in names.split(",") if name) + tuple(benchmark),
         tuple(filter(None, languages.split(","))),

@@ -67,12 +67,13 @@ def test_every_call_gives_new_tasks_and_leaves_mtebs_own_alone():
     assert len({id(first), id(second), id(own)}) == 3 and first.rng_state is not own.rng_state
 
 
-def test_languages_choose_subsets_but_never_a_part_of_clustering():
+def test_languages_choose_subsets_but_never_a_part_of_clustering(capsys):
     (labels,) = tasks_of("SIB200Classification", ["fra", "swe-Latn"])
     assert labels.hf_subsets == ["fra_Latn", "swe_Latn"]
     (clusters,) = tasks_of("SIB200ClusteringS2S", ["fra"])
     assert len(clusters.hf_subsets) == 197
     assert [task.metadata.name for task in tasks_of(["KorSTS", "JSTS"], ["jpn"])] == ["JSTS"]
+    assert capsys.readouterr().out == "left out, without jpn: KorSTS\n"
 
 
 def test_two_benchmarks_ask_for_the_parts_of_both():
