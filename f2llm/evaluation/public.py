@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ from .run import Results, run_tasks
 from .variants import PRECISIONS, variants_of
 
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384}  # per forward pass; on a CPU 8192 take a third longer than 1024
-PLAIN_LOADER = "SentenceTransformerEncoderWrapper"  # of mteb's registry: the prompts are those of the folder
+PLAIN_LOADER = "SentenceTransformerEncoderWrapper"  # of mteb's registry
+NO_PROMPTS = {"query": "", "document": ""}  # what sentence-transformers adds to a folder's own
+SIMILARITIES = ("cosine", "dot")
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,11 @@ class PublicModel:
     max_tokens: int | None
     prompts: str
     interface: Callable  # of one encode: an mteb model
+    facts: dict  # what its scores depend on beside weights, dim, precision, the task and the version of mteb
 
-    def key(self, dim: int | None = None, precision: str = "float32") -> dict:
+    def key(self, dim: int, precision: str) -> dict:
         """What its scores depend on beside the task and the version of mteb."""
-        return {
-            "model": self.name,
-            "revision": self.revision,
-            "prompts": self.prompts,
-            "max_tokens": self.max_tokens,
-            "dim": dim or self.dim,
-            "precision": precision,
-        }
+        return {"model": self.name, "revision": self.revision, "dim": dim, "precision": precision} | self.facts
 
 
 def load_model(name: str, mirror: Path) -> PublicModel:
@@ -61,15 +58,44 @@ def load_model(name: str, mirror: Path) -> PublicModel:
     """
     folder, hub_id, revision = find_model(name, mirror)
     encoder = load_encoder(folder, TOKEN_BUDGET["cuda" if torch.cuda.is_available() else "cpu"])
-    registered = _registered(hub_id, folder)
-    limit = (registered or {}).pop("limit", None)
-    if limit and encoder.max_tokens and not isinstance(encoder, ForeignEncoder):
-        encoder.max_tokens = min(limit, encoder.max_tokens)
-    prompts, words = _prompts_of(folder, hub_id, registered)
-    encode = _encode_as_read if isinstance(encoder, Embedder) else _encode_as_declared
+    registered, settings = _registered(hub_id, folder), _settings(folder)
+    if limit := registered.pop("limit", None):
+        _shorten(encoder, limit)
+    prompts, words = _prompts_of(folder, hub_id, registered, settings)
+    similarity = registered.get("similarity") or settings.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"{name} is scored by similarity {similarity!r}, but only {', '.join(SIMILARITIES)} are known")
+    default = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+    encode = partial(_encode_as_read, default) if isinstance(encoder, Embedder) else _encode_as_declared
     rows = RememberedRows(lambda texts, prompt: encode(encoder, texts, prompt))
-    interface = _interface(prompts, hub_id or f"f2llm/{folder.resolve().name}", revision)
-    return PublicModel(hub_id or folder.name, revision, rows, encoder.dim, encoder.max_tokens, words, interface)
+    interface = _interface(prompts, hub_id or f"f2llm/{folder.resolve().name}", revision, similarity)
+    dtype = str(next(_module(encoder).parameters()).dtype).removeprefix("torch.")
+    facts = {"prompts": words, "of": _digest([prompts, similarity, default]), "max_tokens": encoder.max_tokens}
+    key = facts | {"computed_in": dtype}
+    return PublicModel(hub_id or folder.name, revision, rows, encoder.dim, encoder.max_tokens, words, interface, key)
+
+
+def _module(encoder: Embedder | ForeignEncoder) -> torch.nn.Module:
+    return encoder.model
+
+
+def _shorten(encoder: Embedder | ForeignEncoder, limit: int) -> None:
+    """Read texts up to the registry's maximum length."""
+    if isinstance(encoder, ForeignEncoder):
+        encoder.model.max_seq_length = limit
+    else:
+        encoder.max_tokens = min(limit, encoder.max_tokens)
+
+
+def _digest(values) -> str:
+    """Of values in which functions count by their names."""
+    text = json.dumps(values, sort_keys=True, default=lambda value: getattr(value, "__name__", str(value)))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _settings(folder: Path) -> dict:
+    path = folder / "config_sentence_transformers.json"
+    return read_json(path) if path.exists() else {}
 
 
 def find_model(name: str, mirror: Path) -> tuple[Path, str | None, str]:
@@ -88,20 +114,24 @@ def find_model(name: str, mirror: Path) -> tuple[Path, str | None, str]:
     return held.path / name, name, held.revision(name)
 
 
-def _registered(hub_id: str | None, folder: Path) -> dict | None:
-    """How mteb's registry instructs a model: instructions, template, on_documents, limit; None if it does not.
+def _registered(hub_id: str | None, folder: Path) -> dict:
+    """What mteb's registry says of a model: instructions, template and on_documents, or declared prompts.
 
-    A loader of the registry's own is run once to see what it makes of the folder.
+    Also its similarity, and its limit, the maximum length in tokens. Empty if the registry does not know the model. A
+    loader of the registry's own is run once to see what it makes of the folder.
     """
     try:
         meta = mteb().get_model_meta(hub_id) if hub_id else None
     except KeyError:
-        return None
-    if meta is None or getattr(meta.loader, "__name__", PLAIN_LOADER) == PLAIN_LOADER:
-        return None
+        return {}
+    if meta is None or meta.loader is None:
+        return {}
     from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 
     given = dict(meta.loader_kwargs or {})
+    similarity = {"similarity": meta.similarity_fn_name and meta.similarity_fn_name.value}
+    if meta.loader.__name__ == PLAIN_LOADER:
+        return similarity | {"declared": given.get("model_prompts")}
     if meta.loader is not InstructSentenceTransformerModel:
         loaded = meta.loader(str(folder), revision=None, **given)
         if not isinstance(loaded, InstructSentenceTransformerModel):
@@ -111,7 +141,7 @@ def _registered(hub_id: str | None, folder: Path) -> dict | None:
             )
         given |= {"instruction_template": loaded.instruction_template, "prompts_dict": loaded.prompts_dict}
         given |= {"apply_instruction_to_passages": loaded.apply_instruction_to_passages}
-    return {
+    return similarity | {
         "instructions": given.get("prompts_dict") or {},
         "template": given.get("instruction_template"),
         "on_documents": given.get("apply_instruction_to_passages", True),
@@ -119,7 +149,7 @@ def _registered(hub_id: str | None, folder: Path) -> dict | None:
     }
 
 
-def _prompts_of(folder: Path, hub_id: str | None, registered: dict | None) -> tuple[dict, str]:
+def _prompts_of(folder: Path, hub_id: str | None, registered: dict, settings: dict) -> tuple[dict, str]:
     """(arguments of an `InstructedEncoder`, or {"declared": prompts}; where they come from)."""
     facts = read_json(folder / "train.json") if (folder / "train.json").exists() else {}
     recipe = None
@@ -129,29 +159,36 @@ def _prompts_of(folder: Path, hub_id: str | None, registered: dict | None) -> tu
         recipe = facts.get("recipe", "v2")
     if recipe:
         return {"instructions": instructions(recipe), "template": QUERY_PROMPT}, f"F2LLM's instructions, {recipe}"
-    if registered and registered["template"]:
-        return registered, "instructions of mteb's registry"
-    settings = folder / "config_sentence_transformers.json"
-    declared = (read_json(settings).get("prompts") or {}) if settings.exists() else {}
+    if registered.get("template"):
+        given = {key: registered[key] for key in ("instructions", "template", "on_documents")}
+        return given, "instructions of mteb's registry"
+    if registered.get("declared"):
+        return {"declared": NO_PROMPTS | registered["declared"]}, "prompts of mteb's registry"
+    given = {key: prompt for key, prompt in (settings.get("prompts") or {}).items() if prompt is not None}
+    declared = NO_PROMPTS | given
     shown = ", ".join(sorted(key for key, prompt in declared.items() if prompt)) or "none"
-    return {"declared": {key: prompt for key, prompt in declared.items() if prompt}}, f"prompts of its folder: {shown}"
+    return {"declared": declared}, f"prompts of its folder: {shown}"
 
 
-def _interface(prompts: dict, name: str, revision: str) -> Callable:
+def _interface(prompts: dict, name: str, revision: str, similarity: str) -> Callable:
     mteb()
     from .tasks import InstructedEncoder, PromptedEncoder
 
+    facts = {"revision": revision, "similarity": similarity}
     if "declared" in prompts:
-        return lambda encode: PromptedEncoder(encode, name, prompts["declared"], revision)
-    return lambda encode: InstructedEncoder(encode, name, revision=revision, **prompts)
+        return lambda encode: PromptedEncoder(encode, name, prompts["declared"], **facts)
+    return lambda encode: InstructedEncoder(encode, name, **prompts, **facts)
 
 
-def _encode_as_read(encoder: Embedder, texts: list[str], prompt: tuple[str, str | None]) -> np.ndarray:
-    """By the kit's forward pass: the prompt is part of the text."""
-    return encoder.encode([prompt[0] + text for text in texts])
+def _encode_as_read(
+    default: str, encoder: Embedder, texts: list[str], prompt: tuple[str | None, str | None]
+) -> np.ndarray:
+    """By the kit's forward pass: the prompt is part of the text; default: the folder's prompt where none is given."""
+    front = default if prompt[0] is None else prompt[0]
+    return encoder.encode([front + text for text in texts])
 
 
-def _encode_as_declared(encoder: ForeignEncoder, texts: list[str], prompt: tuple[str, str | None]) -> np.ndarray:
+def _encode_as_declared(encoder: ForeignEncoder, texts: list[str], prompt: tuple[str | None, str | None]) -> np.ndarray:
     """By sentence-transformers: queries and documents through its own functions for them."""
     text, kind = prompt
     encode = {"query": encoder.model.encode_query, "document": encoder.model.encode_document}.get(

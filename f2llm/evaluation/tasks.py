@@ -113,13 +113,20 @@ class Encoder(AbsEncoder):
     instructions: {task, or type of tasks, or "query": instruction}, of which mteb chooses. Documents get none.
     """
 
-    def __init__(self, encode: Callable, name: str, instructions: dict[str, str], revision: str = "local"):
+    def __init__(
+        self,
+        encode: Callable,
+        name: str,
+        instructions: dict[str, str],
+        revision: str = "local",
+        similarity: str = "cosine",
+    ):
         self.function, self.prompts_dict = encode, instructions
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": name if "/" in name else f"f2llm/{name}",
                 "revision": revision,
-                "similarity_fn_name": ScoringFunction.COSINE,
+                "similarity_fn_name": ScoringFunction(similarity),
                 "modalities": ["text"],
             }
         )
@@ -138,25 +145,27 @@ class Encoder(AbsEncoder):
 
 
 class InstructedEncoder(Encoder):
-    """With the whole text to put before each text, made by a template of mteb's registry, and the kind of text.
+    """With the whole text to put before each text, made by a template as mteb's registry has it.
 
-    on_documents: whether documents get the prompt, too.
+    on_documents: whether documents get the prompt, too. `encode` gets (prompt, None).
     """
 
     def __init__(self, *arguments, template=None, on_documents: bool = False, **keywords):
         super().__init__(*arguments, **keywords)
         self.instruction_template, self.on_documents = template, on_documents
 
-    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str, str | None]:
+    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str | None, None]:
         plain = prompt_type == PromptType.document and not self.on_documents
-        prompt = "" if plain else self.get_task_instruction(task_metadata, prompt_type)
-        return prompt or "", prompt_type and prompt_type.value
+        return (None if plain else self.get_task_instruction(task_metadata, prompt_type)), None
 
 
 class PromptedEncoder(Encoder):
-    """With the prompts that a folder of sentence-transformers declares, chosen as mteb chooses them."""
+    """With the prompts that a folder or mteb's registry declares by name, chosen as mteb chooses them.
 
-    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str, str | None]:
+    `encode` gets (prompt, kind of text): the prompt is None if none is declared, kind is query, document or None.
+    """
+
+    def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> tuple[str | None, str | None]:
         declared = self.prompts_dict or {}
         name = get_prompt_name(declared, task_metadata, prompt_type) if declared else None
-        return declared.get(name) or "", prompt_type and prompt_type.value
+        return declared.get(name), prompt_type and prompt_type.value

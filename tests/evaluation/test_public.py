@@ -82,24 +82,25 @@ def test_a_released_f2llm_gets_the_instructions_of_its_family(folder, mirror):
         model = load_model(put_on_hub(folder, mirror, hub_id), mirror)
         expected = f"Instruct: {instructions(recipe)['Banking77Classification']}\nQuery: "
         assert prompts_of(model, "Banking77Classification") == (expected, None)
-        assert prompts_of(model, "NFCorpus", PromptType.document) == ("", "document")
+        assert prompts_of(model, "NFCorpus", PromptType.document) == (None, None)
         assert model.revision == "c" * 40 and model.max_tokens == 90 and recipe in model.prompts
 
 
 def test_a_model_of_the_kit_gets_instructions_if_it_was_trained_with_them(folder, mirror):
-    assert prompts_of(load_model(str(folder), mirror)) == ("", None)
+    assert prompts_of(load_model(str(folder), mirror)) == (None, None)
     for instructed in (True, False):
         (folder / "train.json").write_text(json.dumps({"recipe": "v2", "instructions": instructed}))
-        expected = "Instruct: Retrieve semantically similar text.\nQuery: " if instructed else ""
+        expected = "Instruct: Retrieve semantically similar text.\nQuery: " if instructed else None
         assert prompts_of(load_model(str(folder), mirror)) == (expected, None)
 
 
 def test_a_model_of_mtebs_registry_gets_the_registrys_prompts(folder, mirror):
     model = load_model(put_on_hub(folder, mirror, "Qwen/Qwen3-Embedding-0.6B"), mirror)
     prompt, kind = prompts_of(model, "NFCorpus", PromptType.query)
-    assert kind == "query" and "registry" in model.prompts
+    assert kind is None and "registry" in model.prompts
     assert prompt == "Instruct: Given a question, retrieve relevant documents that best answer the question\nQuery:"
-    assert prompts_of(model, "NFCorpus", PromptType.document)[0] == ""
+    assert prompts_of(model, "NFCorpus", PromptType.document)[0] is None
+    assert model.interface(model.encode).mteb_model_meta.similarity_fn_name.value == "cosine"
 
 
 def test_any_other_model_gets_the_prompts_that_its_folder_declares(folder, mirror):
@@ -112,15 +113,43 @@ def test_any_other_model_gets_the_prompts_that_its_folder_declares(folder, mirro
     assert prompts_of(model, "NFCorpus", PromptType.document) == ("d: ", "document")
 
 
+def test_prompts_by_name_of_mtebs_registry_win_over_the_folders(folder, mirror):
+    """As of E5, whose folder declares none."""
+    model = load_model(put_on_hub(folder, mirror, "intfloat/multilingual-e5-small"), mirror)
+    assert prompts_of(model, "NFCorpus", PromptType.query) == ("query: ", "query")
+    assert prompts_of(model, "NFCorpus", PromptType.document) == ("passage: ", "document")
+
+
+def test_a_similarity_that_a_folder_declares_is_the_one_that_is_scored_with(folder, mirror):
+    settings = folder / "config_sentence_transformers.json"
+    for similarity in ("dot", "euclidean"):
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"similarity_fn_name": similarity}))
+        if similarity == "dot":
+            model = load_model(str(folder), mirror)
+            assert model.interface(model.encode).mteb_model_meta.similarity_fn_name.value == "dot"
+        else:
+            with pytest.raises(ValueError, match="similarity 'euclidean', but only cosine, dot are known"):
+                load_model(str(folder), mirror)
+
+
 # Scores -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompts", [{}, {"query": "find this: ", "document": "text: ", "STS": "like: "}])
-def test_scores_are_those_of_plain_mteb_on_sentence_transformers(folder, mirror, tmp_path, prompts):
+@pytest.mark.parametrize(
+    "prompts, default",
+    [
+        ({}, None),
+        ({"query": "find this: ", "document": "text: ", "STS": "like: "}, None),
+        ({"all": "some text: "}, "all"),
+    ],
+)
+def test_scores_are_those_of_plain_mteb_on_sentence_transformers(folder, mirror, tmp_path, prompts, default):
     from sentence_transformers import SentenceTransformer
 
     settings = folder / "config_sentence_transformers.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"prompts": prompts}))
+    settings.write_text(
+        json.dumps(json.loads(settings.read_text()) | {"prompts": prompts, "default_prompt_name": default})
+    )
     scores, _ = score_model(load_model(str(folder), mirror), tasks_from(mirror), tmp_path / "kept")
     theirs = mteb().evaluate(SentenceTransformer(str(folder)), tasks_from(mirror), cache=None, co2_tracker=False)
     expected = {result.task_name: result.scores["test"][0]["main_score"] for result in theirs.task_results}
