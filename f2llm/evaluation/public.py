@@ -110,7 +110,7 @@ def find_model(name: str, mirror: Path) -> tuple[Path, str | None, str]:
             f"there is no folder {name}, and mirror {mirror} holds no model of that id; remedy: f2llm fetch --model "
             f"{name} on a machine with network, or the path of a folder"
         )
-    held.require(name, ["*.safetensors", *held.names(name)], command=f"f2llm fetch --model {name}")
+    held.require(name, ["*.safetensors", *held.names(name)], command=f"f2llm fetch --model {name}", hashed=True)
     return held.path / name, name, held.revision(name)
 
 
