@@ -145,7 +145,7 @@ USERS = {  # a module whose code changes: the stages that run again
     "f2llm/prune.py": {"06_prune"},
     "f2llm/losses.py": {"04_stage1", "05_stage2", "07_distill"},
     "f2llm/mining/search.py": {"03_mine", "08_evaluate"},
-    "f2llm/data/mirror.py": {"01_backbone", "02_data", "teacher"},
+    "f2llm/data/mirror.py": {"01_backbone", "02_data", "08_evaluate", "teacher"},
     "f2llm/reporting/figures.py": {"09_report", "10_ablations"},
     "f2llm/config.py": set(),
     "f2llm/pipeline/cli.py": set(),
