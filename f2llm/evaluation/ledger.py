@@ -43,7 +43,7 @@ def published() -> pd.DataFrame:
 
 @cache
 def published_models() -> pd.DataFrame:
-    """name, id, revision (of the published scores), family: by the names of `published`."""
+    """id and revision of the published scores, by the names of `published`."""
     return pd.read_csv(root() / "data" / "published" / "models.csv").set_index("name")
 
 
