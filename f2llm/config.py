@@ -85,15 +85,6 @@ class Machine:
 
 
 @checked
-class Pretrain:
-    steps: NonNegativeInt
-    tokens_per_step: PositiveInt
-    learning_rate: PositiveFloat
-    warmup_steps: NonNegativeInt
-    max_tokens: PositiveInt  # of one text
-
-
-@checked
 class Backbone:
     source: Annotated[Literal["embedded", "hub"], Field(alias="from")]
     architecture: Literal[ARCHITECTURES]  # model_type of transformers
@@ -106,13 +97,18 @@ class Backbone:
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
     head_dim: Annotated[int, must_be("an even number above 0 (rotary embeddings)", lambda n: n > 0 and n % 2 == 0)]
-    initializer_range: PositiveFloat | None  # of a backbone that is made here
-    pretrain: Pretrain | None
+    # Of a backbone that is made here, else null:
+    initializer_range: PositiveFloat | None
+    token_table: (
+        Literal["statistics", "random"] | None
+    )  # input embeddings: what tokens meet in training pairs, or noise
+    prompt_tokens: bool | None  # each prompt before queries is one token
 
     @model_validator(mode="after")
     def _agrees(self):
-        """One that is made here is a Qwen3 and needs an initializer_range and a pretraining, one of the hub a name."""
-        for key in {"embedded": ("initializer_range", "pretrain"), "hub": ("name",)}[self.source]:
+        """One that is made here is a Qwen3 and says how, one of the hub has a name."""
+        of_source = {"embedded": ("initializer_range", "token_table", "prompt_tokens"), "hub": ("name",)}
+        for key in of_source[self.source]:
             missing = f"{key} is null, but backbone.from {self.source} needs it; remedy: name one"
             require(getattr(self, key) is not None, missing)
         require(
@@ -127,6 +123,11 @@ class Backbone:
         require(
             self.source != "embedded" or self.vocab_size >= 300,
             f"vocab_size is {self.vocab_size}, but a byte-level tokenizer needs at least 300",
+        )
+        require(
+            self.token_table != "statistics" or self.hidden_size < self.vocab_size,
+            f"hidden_size is {self.hidden_size}, but token_table statistics has fewer columns than tokens, "
+            f"{self.vocab_size}; remedy: a smaller hidden_size, or token_table random",
         )
         return self
 

@@ -92,10 +92,7 @@ def tiny_backbone(config):
         "num_key_value_heads": 2,
         "head_dim": 8,
     }
-    plan = replace(
-        config.backbone.pretrain, steps=40, learning_rate=4e-3, tokens_per_step=128, warmup_steps=4, max_tokens=32
-    )
-    return replace(config.backbone, vocab_size=320, initializer_range=0.1, pretrain=plan, **shape)
+    return replace(config.backbone, vocab_size=320, initializer_range=0.1, **shape)
 
 
 @pytest.fixture(scope="session")

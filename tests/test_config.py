@@ -292,7 +292,7 @@ def test_a_missing_key_is_named(params, path, missing):
             {"backbone": {"initializer_range": None}},
             "backbone.initializer_range is null, but backbone.from embedded needs it",
         ),
-        ({"backbone": {"pretrain": None}}, "backbone.pretrain is null, but backbone.from embedded needs it"),
+        ({"backbone": {"token_table": None}}, "backbone.token_table is null, but backbone.from embedded needs it"),
         ({"mine": {"range_min_after": "all"}}, "mine.range_min_after is 'all', but must be one of: ranking, limits"),
         ({"mine": {"miner": "embedder:"}}, "mine.miner is 'embedder:', but must be tfidf, embedder:<folder> or"),
         ({"mine": {"miner": "bm25"}}, "mine.miner is 'bm25', but must be tfidf"),
@@ -357,9 +357,15 @@ def test_values_that_contradict_each_other_are_named_together(params):
 
 def test_what_may_be_null_or_named_in_several_ways_is_taken(params):
     assert resolve(params, "nano", {"data": {"revision": None}}).data.revision is None
-    hub = {"from": "hub", "name": "a/b", "revision": "0" * 40, "initializer_range": None, "pretrain": None}
+    hub = {"from": "hub", "name": "a/b", "revision": "0" * 40, "initializer_range": None}
+    hub |= {"token_table": None, "prompt_tokens": None}
     backbone = resolve(params, "nano", {"backbone": hub}).backbone
-    assert (backbone.source, backbone.name, backbone.initializer_range, backbone.pretrain) == ("hub", "a/b", None, None)
+    assert (backbone.source, backbone.name, backbone.initializer_range, backbone.token_table) == (
+        "hub",
+        "a/b",
+        None,
+        None,
+    )
     for teacher in (HUB, "experiment:larger", "folder:models/larger"):
         override = {"teacher": teacher, "stage2": {"distillation_weight": 1.0}}
         assert resolve(params, "nano", override).teacher == teacher

@@ -11,7 +11,7 @@ from pydantic import PositiveInt, model_validator
 from ..config import Commit, Data, Task, read_yaml
 from ..store.checked import build, checked, closest, matches, must_be, require
 
-EmbeddedConverter = Literal["message_pairs", "function_pairs", "message_labels", "function_labels"]
+EmbeddedConverter = Literal["message_pairs", "explained_pairs", "function_pairs", "message_labels", "function_labels"]
 Converter = Literal["pairs", "bitext", "nli", "sts", "duplicates", "conversation", "qrels", "labels", EmbeddedConverter]
 Recipe = Literal["v1", "v2", "embedded", "local"]
 RECIPES, EMBEDDED_CONVERTERS, CONVERTER_NAMES = get_args(Recipe), get_args(EmbeddedConverter), get_args(Converter)

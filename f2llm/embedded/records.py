@@ -37,6 +37,27 @@ def message_pairs(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict
     return records
 
 
+def explained_pairs(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict]:
+    """A name and the text that explains it, in one language or in two, spread evenly over locales. fields: across."""
+    draw = random.Random(seed)
+    by_concept = texts.by_concept(("home:",))
+    pairs = [((name, text), locale) for name, text in texts.explained for locale in by_concept[name]]
+    records = []
+    for (name, text), locale in _spread(pairs, draw):
+        known = by_concept[text]
+        others = [other for other in known if (language_of(other) != language_of(locale)) == fields["across"]]
+        if fields["across"] and "en" in others and draw.random() < ENGLISH_SHARE:
+            others = ["en"]
+        if not others:
+            continue
+        other = draw.choice(others)
+        record = {"query": by_concept[name][locale], "passage": known[other], "group": name}
+        records.append(record | {"language": language_of(locale), "to": language_of(other)})
+        if len(records) == rows:
+            break
+    return records
+
+
 def function_pairs(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict]:
     """Docstring summary -> the function's code, or -> the rest of its docstring. fields: passage, to."""
     usable = [f for f in texts.functions if len(getattr(f, fields["passage"])) >= 60]
@@ -49,10 +70,11 @@ def function_pairs(texts: Texts, fields: dict, rows: int, seed: str) -> list[dic
 
 
 def message_labels(texts: Texts, fields: dict, rows: int, seed: str) -> list[dict]:
-    """Messages with a label that is read off them. fields: domains, label (domain, language, script)."""
+    """Messages with a label that is read off them. fields: domains, label, a key of LABELS."""
     draw = random.Random(seed)
     label_of = LABELS[fields["label"]]
     messages = [m for m in texts.messages if m.domain.startswith(tuple(fields["domains"])) and len(m.text) >= 4]
+    messages = [m for m in messages if label_of(m) != "several"]
     chosen = _spread([(message, message.locale) for message in messages], draw)
     records, count = [], defaultdict(int)
     ceiling = max(4, 2 * rows // max(1, len({label_of(message) for message in messages})))
@@ -80,10 +102,13 @@ LABELS = {
     "language": lambda message: language_of(message.locale),
     "script": lambda message: script_of(message.text),
     "tense": lambda message: {"future": "in the future", "past": "in the past"}[message.domain.split(":")[1]],
+    "integration": lambda message: message.concept.split("/")[0],
     "package": lambda function: function.package,
     "construct": lambda function: "a class" if function.is_class else "a function",
 }
-BUILDERS = {build.__name__: build for build in (message_pairs, function_pairs, message_labels, function_labels)}
+BUILDERS = {
+    build.__name__: build for build in (message_pairs, explained_pairs, function_pairs, message_labels, function_labels)
+}
 
 
 def _spread(pairs: list[tuple[str | Message, str]], draw: random.Random) -> list[tuple]:

@@ -1,6 +1,9 @@
 """Evaluation tasks of the embedded corpus: plain dictionaries, which `f2llm.evaluation` hands to mteb.
 
-Every task uses held-out texts only: messages, modules, or whole languages that are in no training source.
+Every task uses held-out texts only: messages, modules, integrations or whole languages that are in no training source.
+The tasks were fixed before any model was trained, by one rule. Every type of MTEB's has a task, and so has every kind
+of text. Most tasks are across languages, which a multilingual model is for, some are within English. Bitext is asked
+for between languages in Latin letters and between scripts, apart.
 A task is {name, type, instruction, languages, data}; `data` has one entry per subset.
 """
 
@@ -8,7 +11,8 @@ import random
 from collections import defaultdict
 
 from ..text import normalise
-from .texts import NUMBERS, Texts, language_of
+from .records import LABELS
+from .texts import NUMBERS, Message, Texts, language_of
 
 LATIN = {"fr": "fra", "de": "deu", "es": "spa", "pl": "pol", "fi": "fin", "tr": "tur", "vi": "vie", "sw": "swh"}
 LATIN = {locale: f"{code}-Latn" for locale, code in LATIN.items()}  # mteb's codes: ISO 639-3 and script
@@ -31,14 +35,22 @@ def tasks(texts: Texts, seed: int) -> list[dict]:
         _bitext("CldrPhrasesCrossScriptBitext", texts, (lists, relative, quantities), OTHER_SCRIPTS, draw),
         _bitext("DjangoBitext", texts, ("django:",), LATIN, draw),
         _bitext("DjangoCrossScriptBitext", texts, ("django:",), OTHER_SCRIPTS, draw),
+        _bitext("HomeAssistantBitext", texts, ("home:",), LATIN, draw),
+        _bitext("HomeAssistantCrossScriptBitext", texts, ("home:",), OTHER_SCRIPTS, draw),
         _bitext("ZeroShotLanguagesBitext", texts, (*NAMES, "django:"), ZERO_SHOT, draw),
         _retrieval("DocstringToCodeRetrieval", texts, "code", "Find the code."),
         _retrieval("SummaryToBodyRetrieval", texts, "body", "Find the details."),
-        _reranking("DjangoMessageReranking", texts, draw),
+        _explanations("NameToExplanationRetrieval", texts, ("en",), draw),
+        _explanations("CrossLingualExplanationRetrieval", texts, (*LATIN, *OTHER_SCRIPTS), draw),
+        _reranking("DjangoMessageReranking", texts, "django:", lambda message: message.domain, draw),
+        _reranking("IntegrationMessageReranking", texts, "home:", LABELS["integration"], draw),
         _tense("TenseClassification", texts, draw),
         _kinds("NameKindClassification", texts, draw),
+        _purposes("MessagePurposeClassification", texts, draw),
+        _languages("LanguageClassification", texts, draw),
         _packages("PackageClustering", texts, draw),
         _units("QuantityClustering", texts, draw),
+        _integrations("IntegrationClustering", texts, draw),
         _pairs("TranslationPairClassification", texts, draw),
         _overlap("ListOverlapSTS", texts, draw),
     ]
@@ -92,26 +104,56 @@ def _retrieval(name: str, texts: Texts, field: str, instruction: str, queries: i
     return _english(name, "Retrieval", instruction, data)
 
 
-def _reranking(name: str, texts: Texts, draw: random.Random, queries: int = 200, candidates: int = 20) -> dict:
-    """The English of a translated message among messages of the same application."""
-    by_app = defaultdict(dict)
+def _explanations(
+    name: str, texts: Texts, locales: tuple, draw: random.Random, queries: int = 400, passages: int = 1000
+) -> dict:
+    """The English explanation of a name in one of `locales`; no two names or explanations are alike."""
+    by_concept, known = texts.by_concept(("home:",)), defaultdict(set)
+    for of, text in texts.explained:
+        known["name", normalise(by_concept[of]["en"])].add(text)
+        known["text", normalise(by_concept[text]["en"])].add(of)
+    usable = [
+        (by_concept[of], by_concept[text]["en"])
+        for of, text in sorted(texts.explained)
+        if len(known["name", normalise(by_concept[of]["en"])])
+        == len(known["text", normalise(by_concept[text]["en"])])
+        == 1
+    ]
+    draw.shuffle(usable)
+    chosen = [
+        (translated[draw.choice(here)], text)
+        for translated, text in usable[:passages]
+        if (here := [locale for locale in locales if locale in translated])
+    ][:queries]
+    corpus = [text for _, text in chosen]
+    corpus += [text for _, text in usable[:passages] if text not in set(corpus)]
+    relevant = [[index] for index in range(len(chosen))]
+    data = {"queries": [of for of, _ in chosen], "corpus": corpus, "relevant": relevant}
+    return _english(name, "Retrieval", "Find the explanation.", data)
+
+
+def _reranking(
+    name: str, texts: Texts, domain: str, group_of, draw: random.Random, queries: int = 200, candidates: int = 20
+) -> dict:
+    """The English of a translated message among messages of the same group."""
+    by_group = defaultdict(dict)
     for message in texts.messages:
-        if message.domain.startswith("django:"):
-            by_app[message.domain].setdefault(message.locale, {})[message.concept] = message.text
+        if message.domain.startswith(domain):
+            by_group[group_of(message)].setdefault(message.locale, {})[message.concept] = message.text
     usable = []
-    for known in (by_app[app] for app in sorted(by_app) if len(by_app[app]["en"]) > 8):
-        english = sorted(known["en"])
+    for known in (by_group[group] for group in sorted(by_group) if len(by_group[group]["en"]) > 8):
+        english = sorted(known["en"].values())
         usable += [
-            (text, concept, english)
+            (text, known["en"][concept], english)
             for locale in (*LATIN, *OTHER_SCRIPTS)
             for concept, text in sorted(known.get(locale, {}).items())
-            if normalise(text) != normalise(concept)
+            if normalise(text) != normalise(known["en"][concept])
         ]
     corpus, rows = [], draw.sample(usable, min(queries, len(usable)))
     relevant, shown = [], []
-    for _, concept, english in rows:
-        others = [other for other in english if other != concept]
-        offered = [concept, *draw.sample(others, min(candidates - 1, len(others)))]
+    for _, own, english in rows:
+        others = [other for other in english if other != own]
+        offered = [own, *draw.sample(others, min(candidates - 1, len(others)))]
         relevant.append([len(corpus)])
         shown.append(list(range(len(corpus), len(corpus) + len(offered))))
         corpus += offered
@@ -159,6 +201,35 @@ def _kinds(name: str, texts: Texts, draw: random.Random) -> dict:
     kinds = ("territory", "language", "currency", "unit", "script", "timezone")
     rows = [(m.text, m.domain) for m in texts.messages if m.domain in kinds]
     return _classification(name, _labelled(rows, draw, per_label=160), "Identify the kind of name.")
+
+
+def _purposes(name: str, texts: Texts, draw: random.Random) -> dict:
+    """What a message of an interface is for, in many languages."""
+    rows = [(m.text, m.domain) for m in _of_home(texts) if m.domain != "home:other"]
+    return _classification(name, _labelled(rows, draw, per_label=160), "Identify the purpose of the message.")
+
+
+def _languages(name: str, texts: Texts, draw: random.Random) -> dict:
+    """The language of a message of an interface."""
+    labels = ("en", *LATIN, *OTHER_SCRIPTS)
+    domains = ("django:", "home:")
+    rows = [(m.text, m.locale) for m in texts.messages if m.domain.startswith(domains) and m.locale in labels]
+    return _classification(name, _labelled(rows, draw, per_label=60), "Identify the language.")
+
+
+def _integrations(name: str, texts: Texts, draw: random.Random, labels: int = 16) -> dict:
+    """The integration that a message belongs to, in many languages."""
+    by_label = defaultdict(list)
+    for message in _of_home(texts):
+        if (label := LABELS["integration"](message)) != "several":
+            by_label[label].append((message.text, label))
+    largest = sorted(by_label, key=lambda label: (-len(by_label[label]), label))[:labels]
+    rows = [row for label in largest for row in by_label[label]]
+    return _clustering(name, _labelled(rows, draw, per_label=40), "Identify the integration.")
+
+
+def _of_home(texts: Texts) -> list[Message]:
+    return [m for m in texts.messages if m.domain.startswith("home:") and m.locale in ("en", *LATIN, *OTHER_SCRIPTS)]
 
 
 def _clustering(name: str, rows: list[tuple[str, str]], instruction: str) -> dict:

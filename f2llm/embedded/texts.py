@@ -1,8 +1,9 @@
 """Real multilingual text that ships inside installed packages: nothing is downloaded, nothing is committed.
 
-Three kinds of text: messages that exist in many languages (CLDR names and phrases in Babel, Django's
-translation catalogs) and English documentation with its Python source. A message is held out, in every
-language at once, when the hash of its English text says so; a function when the hash of its module does.
+Messages that exist in many languages (CLDR names and phrases in Babel, the interfaces of Django and Home Assistant) and
+English documentation with its Python source. A message is held out in every language at once: one of CLDR or Django
+by the hash of its English text, one of Home Assistant if all integrations that have it are held out by the hash of
+their names. A function is held out by the hash of its module.
 """
 
 import ast
@@ -13,6 +14,7 @@ import sysconfig
 import unicodedata
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,6 +26,7 @@ from babel import localedata
 from babel.messages.mofile import read_mo
 
 from ..text import normalise
+from .home_assistant import interface
 
 # Texts of these languages are in no training source: evaluation only.
 ZERO_SHOT = ("fo", "lb", "oc", "tk", "rm", "kl", "ceb", "szl", "dsb", "ia")
@@ -36,7 +39,7 @@ NUMBERS = (2, 3, 4, 5, 7, 10, 12, 25, 40, 100)  # for "in 5 weeks", "12 metres"
 
 
 class Message(NamedTuple):
-    domain: str  # what kind of thing it is: territory, unit, relative:future, django:admin, ...
+    domain: str  # what kind of thing it is: territory, unit, relative:future, django:admin, home:problem, ...
     concept: str  # the same in all languages
     locale: str
     text: str
@@ -57,6 +60,9 @@ class Texts:
 
     messages: list[Message]
     functions: list[Function]
+    explained: Sequence[
+        tuple[str, str]
+    ] = ()  # concepts of messages of Home Assistant: a name, and the text that explains it
 
     def by_concept(self, domains) -> dict[str, dict[str, str]]:
         """{concept: {locale: text}} of the messages whose domain starts with one of `domains`."""
@@ -104,12 +110,17 @@ def texts(held_out_percent: int, salt: str) -> tuple[Texts, Texts]:
     for message in django_messages(known={normalise(text) for text in english.values()}):
         sides[held_out(normalise(message.concept))].append(message)
 
+    elsewhere = {normalise(message.text) for side in sides for message in side if message.locale == "en"}
+    home, explained = home_messages(held_out, elsewhere)
+    for side in (False, True):
+        sides[side].extend(home[side])
+
     functions = ([], [])
     for function in python_functions():
         functions[held_out(function.module)].append(function)
 
     training = [message for message in sides[False] if language_of(message.locale) not in ZERO_SHOT]
-    return Texts(training, functions[False]), Texts(sides[True], functions[True])
+    return Texts(training, functions[False], explained[False]), Texts(sides[True], functions[True], explained[True])
 
 
 # Names and phrases of CLDR ----------------------------------------------------------------------
@@ -252,6 +263,30 @@ def _plain(text: str) -> str:
     """A message without markup; a named field becomes its name, '%(user_name)s' -> 'user name'."""
     text = re.sub(r"%\((\w+)\)[.\d]*[a-z]|\{(\w+)\}", lambda match: (match[1] or match[2]).replace("_", " "), text)
     return " ".join(re.sub(r"%[sd]|<[^>]+>|&nbsp;", " ", text).split())
+
+
+# Home Assistant's interface ---------------------------------------------------------------------
+
+
+def home_messages(held_out, elsewhere: set[str]) -> tuple[tuple[list, list], tuple[list, list]]:
+    """(training, held-out) messages and pairs (name, explanation), without messages that are `elsewhere`.
+
+    A concept is the integration, or "several", a slash and the English text.
+    """
+    found, sides, concepts = interface(), ([], []), ({}, {})
+    for text, by_locale in found.texts.items():
+        if normalise(text) in elsewhere:
+            continue
+        of = sorted(found.integrations[text])
+        side, concept = all(map(held_out, of)), f"{of[0] if len(of) == 1 else 'several'}/{text}"
+        concepts[side][text] = concept
+        domain = f"home:{found.kinds[text]}"
+        sides[side].extend(Message(domain, concept, locale, known) for locale, known in by_locale.items())
+    explained = tuple(
+        [(known[name], known[text]) for name, text in found.explained if name in known and text in known]
+        for known in concepts
+    )
+    return sides, explained
 
 
 # Python documentation ---------------------------------------------------------------------------

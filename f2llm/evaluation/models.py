@@ -1,7 +1,8 @@
 """The models that are evaluated: their folders, their maximum lengths and instructions, and their encoders."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,17 @@ class EvaluatedModel:
     def dim(self) -> int:
         return self.embedder.dim if self.embedder else NUM_FEATURES
 
-    def digest(self) -> str | None:
-        """Of all that its embeddings depend on; None for TF-IDF and the untrained model, which are made anew."""
+    def digest(self, instructions: Mapping[str, str] | None = None) -> str | None:
+        """Of all that its embeddings depend on, with the texts of the tasks' instructions if it is given them.
+
+        None for TF-IDF and the untrained model, which are made anew.
+        """
         if self.folder is None:
             return None
-        facts = f"{revision_of(self.folder)} {self.embedder.max_tokens} {self.instructions}"
-        return hashlib.sha256(facts.encode()).hexdigest()[:12]
+        words = sorted((instructions or {}).items()) if self.instructions else None
+        number = next(self.embedder.model.parameters()).dtype, self.embedder.autocast_dtype
+        facts = [revision_of(self.folder), self.embedder.max_tokens, words, *map(str, number)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def models_of(config: Config, models: Path = Path("models"), tuples: Path = Path("data/assembled")) -> dict:

@@ -55,7 +55,7 @@ def _evaluate_one(models: Mapping, asked: Mapping, name: str) -> tuple[pd.DataFr
     started, model = time.monotonic(), models[name]
     variants = variants_of(model.encode, model.dim, *((asked["dims"], asked["precisions"]) if model.trained else ()))
     encoders = {key: Encoder(encode, name, asked["instructions"]) for key, encode in variants.items()}
-    keep, digest = asked["keep"], model.digest() if asked["keep"] else None
+    keep, digest = asked["keep"], model.digest(asked["instructions"]) if asked["keep"] else None
     folders = {(dim, code): keep / f"{name}-{digest}-{dim}-{code}" for dim, code in variants} if digest else None
     results = run_tasks(encoders, asked["tasks"], folders, verbose=bool(keep))
     return results.by_variant(name), results.failures, time.monotonic() - started

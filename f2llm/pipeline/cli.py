@@ -17,8 +17,8 @@ from ..store.files import require_writable
 from .notebook import execute, write_html, write_stage_code
 
 TRAINING_NOTEBOOKS = (
-    "01_backbone",
-    "02_data",
+    "01_data",
+    "02_backbone",
     "04_stage1",
     "05_stage2",
     "07_distill",

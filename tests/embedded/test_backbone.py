@@ -1,16 +1,27 @@
 """The tokenizer and the language model that training starts from."""
 
 import math
-from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
 from helpers.closeness import assert_close
+from transformers import AutoTokenizer
 
-from f2llm.embedded.backbone import corpus, new_model, pretrain, save_backbone, train_tokenizer
-from f2llm.embedded.texts import Function, Message, Texts
+from f2llm.embedded.backbone import (
+    WITHIN,
+    add_prompts,
+    corpus,
+    new_model,
+    save_backbone,
+    set_token_table,
+    token_table,
+    train_tokenizer,
+    training_pairs,
+)
 from f2llm.model import Embedder
+from f2llm.text import prompted
 
 SCRIPTS = [
     *SENTENCES,
@@ -79,33 +90,10 @@ def test_the_seed_decides_the_weights(tiny_backbone, tokenizer):
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 
 
-def test_pretraining_starts_near_the_log_of_the_vocabulary_and_learns(tiny_backbone, tokenizer):
+def test_a_random_model_starts_near_the_log_of_the_vocabulary(tiny_backbone, tokenizer):
     model = new_model(tiny_backbone, tokenizer, seed=0)
-    losses = pretrain(model, tokenizer, SENTENCES * 5, tiny_backbone)
-    assert len(losses) == tiny_backbone.pretrain.steps
-    assert losses[0] == pytest.approx(math.log(len(tokenizer)), rel=0.1)
-    assert losses[-1] < 0.7 * losses[0]
-    assert not model.training
-
-
-def test_pretraining_twice_gives_the_same_losses(tiny_backbone, tokenizer):
-    backbone = replace(tiny_backbone, pretrain=replace(tiny_backbone.pretrain, steps=4))
-    runs = [pretrain(new_model(backbone, tokenizer, seed=0), tokenizer, SENTENCES, backbone) for _ in range(2)]
-    assert runs[0] == runs[1] and len(set(runs[0])) == 4
-
-
-def test_a_corpus_shorter_than_one_step_is_an_error(tiny_backbone, tokenizer):
-    model = new_model(tiny_backbone, tokenizer, seed=0)
-    with pytest.raises(ValueError, match=r"tokens, less than one pretrain.tokens_per_step, 128"):
-        pretrain(model, tokenizer, ["short"], tiny_backbone)
-
-
-def test_a_loss_that_is_not_finite_stops_pretraining(tiny_backbone, tokenizer):
-    model = new_model(tiny_backbone, tokenizer, seed=0)
-    with torch.no_grad():
-        model.model.norm.weight[0] = torch.inf
-    with pytest.raises(RuntimeError, match="pretraining step 1: loss nan; remedy"):
-        pretrain(model, tokenizer, SENTENCES, tiny_backbone)
+    ids = torch.tensor([tokenizer(" ".join(SENTENCES))["input_ids"]])
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(math.log(len(tokenizer)), rel=0.1)
 
 
 def test_a_saved_backbone_is_an_embedder(tiny_backbone, tokenizer, tmp_path):
@@ -118,16 +106,105 @@ def test_a_saved_backbone_is_an_embedder(tiny_backbone, tokenizer, tmp_path):
     assert_close(loaded.embed(ids)[0], hidden)
 
 
-# Corpus -----------------------------------------------------------------------------------------
+# Prompts ----------------------------------------------------------------------------------------
 
 
-def test_the_corpus_has_every_kind_of_text_but_lists_and_no_repeats():
-    names = [Message("city", f"city/{n}", locale, f"Town {n}") for n in range(20) for locale in ("en", "fr")]
-    lists = [Message("list:city", "a+b", "en", "Town 1 and Town 2")]
-    functions = [Function("p", "p/m.py", False, "Does it.", "At length.", "")]
-    functions += [Function("p", "p/m.py", False, "No.", "", "x")]
-    found = corpus(Texts(names + lists, functions), seed=0)
-    assert sorted(found) == sorted([f"Town {n}" for n in range(20)] + ["Does it.", "At length.", "No.", "x"])
-    assert corpus(Texts(names + lists, functions), seed=0) == found
-    assert corpus(Texts(names + lists, functions), seed=1) != found
-    assert len(corpus(Texts(names, []), seed=0, num_messages=5)) == 5
+def test_a_prompt_is_one_token_and_the_text_behind_it_is_cut_as_alone(tmp_path):
+    tokenizer, plain = (train_tokenizer(SENTENCES, vocab=320) for _ in range(2))
+    prompts = [prompted("", "Find the answer."), prompted("", "Find the answer.").replace("answer", "code")]
+    pieces = add_prompts(tokenizer, prompts)
+    assert pieces == {prompt: plain(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts}
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        for prompt in prompts:
+            own = one.convert_tokens_to_ids(prompt)
+            for text in (*SCRIPTS, "Query: a", ""):
+                assert one(prompt + text)["input_ids"] == [own, *plain(text)["input_ids"]]
+        unknown = prompted("", "Find the way.") + "a"
+        assert one(unknown)["input_ids"] == plain(unknown)["input_ids"]
+
+
+# Input embeddings -------------------------------------------------------------------------------
+
+PAIRS = [([[0, 1], [2, 2, 0]], [[3, 4], [5]]), ([[1], [6, 1]], [[4, 3, 3], [0, 5]])]
+
+
+def slow_information(pairs, vocab: int) -> np.ndarray:
+    """Positive pointwise mutual information, count by count."""
+    met = np.zeros((vocab, vocab))
+    for queries, passages in pairs:
+        for query, passage in zip(queries, passages):
+            query, passage = set(query), set(passage)
+            for one in query:
+                for other in passage:
+                    if one != other:
+                        met[one, other] += 1 / math.sqrt(len(query) * len(passage))
+                        met[other, one] += 1 / math.sqrt(len(query) * len(passage))
+            for text in (query, passage):
+                for one in text:
+                    for other in text - {one}:
+                        met[one, other] += WITHIN / len(text)
+    context = met.sum(1) ** 0.75 / (met.sum(1) ** 0.75).sum()
+    information = np.zeros_like(met)
+    for one, other in np.argwhere(met > 0):
+        information[one, other] = max(0, math.log(met[one, other] / met[one].sum() / context[other]))
+    return (information + information.T) / 2
+
+
+def test_the_table_is_that_of_the_slow_formula():
+    vocab, dim = 8, 3  # token 7 is in no text
+    values, vectors = np.linalg.eigh(slow_information(PAIRS, vocab))
+    assert values[-dim] > values[-dim - 1] + 0.1, "the columns are determined"
+    expected = vectors[:, ::-1][:, :dim] * math.sqrt(vocab / dim)
+    table = token_table(PAIRS, (vocab, dim))
+    assert table.dtype == np.float32
+    np.testing.assert_allclose(np.abs(table), np.abs(expected), atol=1e-2)
+    np.testing.assert_allclose(table @ table.T, expected @ expected.T, atol=1e-2)
+    assert not table[7].any()
+
+
+def test_tokens_that_mean_the_same_lie_together():
+    draw = np.random.default_rng(0)  # 20 meanings, token n in one language and 20 + n in the other
+    meanings = [draw.choice(20, 3, replace=False) for _ in range(600)]
+    pairs = [([list(row) for row in meanings], [list(row + 20) for row in meanings])]
+    table = token_table(pairs, (40, 16))
+    assert ((table[:20] @ table[20:].T).argmax(1) == np.arange(20)).mean() > 0.9
+
+
+def test_a_model_gets_the_rows_that_are_known_and_means_for_prompts(tiny_backbone):
+    tokenizer = train_tokenizer(SENTENCES, vocab=320)
+    (prompt,) = pieces = add_prompts(tokenizer, [prompted("", "Find the answer.")])
+    model, before = (new_model(tiny_backbone, tokenizer, seed=0) for _ in range(2))
+    table = np.zeros((len(tokenizer), 32), dtype=np.float32)
+    table[pieces[prompt][0]] = np.eye(32)[0]
+    set_token_table(model, tokenizer, table, pieces)
+    rows, random = (each.get_input_embeddings().weight.detach() for each in (model, before))
+    own = tokenizer.convert_tokens_to_ids(prompt)
+    changed = sorted({own, pieces[prompt][0]})
+    assert (rows != random).any(1).nonzero().flatten().tolist() == changed
+    assert_close(rows[pieces[prompt][0]], torch.eye(32)[0] * tiny_backbone.initializer_range * 32**0.5)
+    assert_close(rows[own], rows[pieces[prompt]].mean(0))
+
+
+def test_training_pairs_are_the_tokens_of_stage_1_without_the_end(tokenizer, small_store):
+    store = small_store
+    stage1 = [name for name, entry in store.sources.items() if entry["stage1"]]
+    assert 0 < len(stage1) < len(store.sources)
+    found = list(training_pairs(store, tokenizer, max_rows=3, max_tokens=2))
+    for name, (queries, passages) in zip(stage1, found, strict=True):
+        assert len(queries) == len(passages) == min(3, len(store.tables[name]))
+        row = store.tables[name].slice(0, 1).to_pylist()[0]
+        for ids, text in ((queries[0], row["query"]), (passages[0], store.documents[name][row["passage"]])):
+            assert ids == tokenizer(text)["input_ids"][:-1][:2]
+
+
+# Corpus ---------------------------------------------------------------------------------------
+
+
+def test_the_corpus_has_documents_and_queries_of_the_tuples_once_each(small_store):
+    store = small_store
+    found = corpus(store, seed=0)
+    known = {*store.texts(), *(query for table in store.tables.values() for query in table["query"].to_pylist())}
+    assert len(found) == len(set(found)) and set(found) == known
+    assert corpus(store, seed=0) == found != corpus(store, seed=1)
+    assert len(corpus(store, seed=0, num_texts=4)) <= 6

@@ -362,7 +362,7 @@ def test_training_notebooks_are_stopped_and_others_are_not(here, monkeypatch, tm
         except RuntimeError as error:
             assert "cannot train size 0.6B" in str(error)
             stopped.append(notebook)
-    assert stopped == ["01_backbone", "02_data", "04_stage1", "05_stage2", "07_distill"]
+    assert stopped == ["02_backbone", "01_data", "04_stage1", "05_stage2", "07_distill"]
     assert done == ["began", "ran"] * (len(notebooks) - 5) != [], "a notebook that was stopped has not begun"
     with pytest.raises(RuntimeError, match="cannot train"):
         cli.teacher(tmp_path / "teacher")
