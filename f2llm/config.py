@@ -274,7 +274,7 @@ class Config:
     mine: Mine
     stage1: Training
     teacher: Teacher  # of stage 2
-    stage2: Annotated[Training, AfterValidator(_has_epochs)]
+    stage2: Training
     prune: Prune
     distill: dict[str, Annotated[Training, AfterValidator(_has_epochs)]]  # by student
     evaluate: Evaluate

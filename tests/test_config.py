@@ -156,7 +156,7 @@ def test_students_without_values_of_their_own_share_the_common_ones(params):
     assert len({str(training) for training in config.distill.values()}) == 1
     assert config.training("distill", "femto") == config.distill["femto"] != config.training("stage2")
     params["sizes"]["nano"]["prune"]["students"]["femto"]["distill"] = {"epochs": 9}
-    assert [training.epochs for training in resolve(params, "nano").distill.values()] == [2, 9, 2]
+    assert [training.epochs for training in resolve(params, "nano").distill.values()] == [4, 9, 4]
 
 
 def test_students_that_are_left_out_are_gone_everywhere(params):
@@ -240,7 +240,7 @@ def test_a_missing_key_is_named(params, path, missing):
         ({"stage2": {"temperature": float("nan")}}, "stage2.temperature is nan, but must be above 0"),
         ({"machine": {"threads": -1}}, "machine.threads is -1, but must be 0 or more"),
         ({"training": {"temperature": 0}}, "stage1.temperature is 0, but must be above 0"),
-        ({"training": {"epochs": 0}}, "stage2.epochs is 0, but must be above 0"),
+        ({"training": {"epochs": 0}}, "distill.pico.epochs is 0, but must be above 0"),
         ({"training": 1}, "override.training is 1, but must be a table of keys and values"),
         ({"mine": {"max_score": 0.0}}, "mine.max_score is 0.0, but must be a share above 0, at most 1"),
         ({"stage1": {"weight_decay": -0.1}}, "stage1.weight_decay is -0.1, but must be 0 or more"),

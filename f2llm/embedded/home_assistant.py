@@ -40,7 +40,7 @@ class Interface(NamedTuple):
 def interface() -> Interface:
     """All messages of at least 12 characters, and names of any length that a message explains.
 
-    FileNotFoundError if the wheel is not there.
+    ValueError if the wheel is not there.
     """
     files = defaultdict(dict)
     with ZipFile(path_of(HOME_ASSISTANT)) as wheel:

@@ -274,10 +274,13 @@ def home_messages(held_out, elsewhere: set[str]) -> tuple[tuple[list, list], tup
     A concept is the integration, or "several", a slash and the English text.
     """
     found, sides, concepts = interface(), ([], []), ({}, {})
+    integrations = defaultdict(set)  # of texts that differ in case and punctuation alone
+    for text, names in found.integrations.items():
+        integrations[normalise(text)] |= names
     for text, by_locale in found.texts.items():
         if normalise(text) in elsewhere:
             continue
-        of = sorted(found.integrations[text])
+        of = sorted(integrations[normalise(text)])
         side, concept = all(map(held_out, of)), f"{of[0] if len(of) == 1 else 'several'}/{text}"
         concepts[side][text] = concept
         domain = f"home:{found.kinds[text]}"

@@ -21,14 +21,16 @@ from scipy.stats import t as student_t
 from ..config import load_config, overrides_of, read_yaml, resolve
 from ..data.registry import choose_sources, load_registry
 from ..evaluation.results import judged
+from ..reporting.tables import means_by_type
 from ..store.code import code_digests, imported_modules
 from ..store.files import alone_in, sha256
 from ..store.run_log import duration
 from .launch import die_with_parent
 from .notebook import MODELS, code_of, stage_notebooks
 
-KEYS = ["group", "arm", "seed", "model"]
+KEYS = ["group", "arm", "seed", "model", "type"]
 COLUMNS = [*KEYS, "score", "base", "experiment", "commit"]
+MEAN = "Mean"  # over all tasks, beside types of tasks
 RESULTS = Path("results/ablations.csv")
 LOGS = Path("scratch/ablate")  # the output of every experiment, as <its name>.log
 EVALUATION = "08_evaluate"  # no score depends on the notebooks after it
@@ -112,7 +114,10 @@ def _inputs() -> list[dict]:
 
 
 def read_ablations(path: Path = RESULTS) -> pd.DataFrame:
-    """results/ablations.csv, checked: mean scores (0 to 1), with a single base in each group."""
+    """results/ablations.csv, checked: scores (0 to 1), with a single base in each group.
+
+    type: a type of tasks, as in README's table, or MEAN, over all tasks.
+    """
     if not path.exists():
         raise ValueError(f"{path} is missing; remedy: git checkout {path}, or f2llm ablate")
     scores = pd.read_csv(path, dtype=dict.fromkeys(("base", "experiment", "commit"), str))
@@ -125,7 +130,7 @@ def read_ablations(path: Path = RESULTS) -> pd.DataFrame:
 
 
 def collect(earlier: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores (0 to 1) of all finished experiments, in the order of ablations.yaml, with the columns COLUMNS.
+    """Scores (0 to 1) of all finished experiments by type of tasks, in the order of ablations.yaml: COLUMNS.
 
     The scores that this clone has for the current base are added to the rows of `earlier`. In groups with such
     scores, rows of another base or of other settings are left out: they cannot be compared.
@@ -139,13 +144,19 @@ def collect(earlier: pd.DataFrame) -> pd.DataFrame:
         if absent := [model for model in one.models if model not in means]:
             raise ValueError(f"{name} has no score of {absent[0]}; remedy: dvc exp remove {name}, then f2llm ablate")
         facts, commit = [one.group, one.arm, one.seed], _git("rev-parse", "--short", f"{reference}~1").strip()
-        rows += [[*facts, model, round(means[model], 5), base, name, commit] for model in one.models]
+        rows += [
+            [*facts, model, kind, round(score, 5), base, name, commit]
+            for model in one.models
+            for kind, score in means[model].items()
+        ]
     made = pd.DataFrame(rows, columns=COLUMNS)
     kept = earlier[earlier["experiment"].isin(names) | ~earlier["group"].isin(made["group"])]
-    both = pd.concat([frame for frame in (kept, made) if len(frame)] or [earlier])
-    both = both.drop_duplicates(KEYS, keep="last").set_index(KEYS)
-    order = [(one.group, one.arm, one.seed, model) for one in names.values() for model in one.models]
-    return both.loc[[key for key in order if key in both.index]].reset_index()[COLUMNS]
+    both = pd.concat([frame for frame in (kept, made) if len(frame)] or [earlier], ignore_index=True)
+    both = both.drop_duplicates(KEYS, keep="last")
+    order = {(one.group, one.arm, one.seed, model): None for one in names.values() for model in one.models}
+    place = {key: number for number, key in enumerate(order)}
+    places = both[KEYS[:-1]].apply(tuple, axis=1).map(place) if len(both) else pd.Series(dtype=float)
+    return both.loc[places.dropna().sort_values(kind="stable").index].reset_index(drop=True)[COLUMNS]
 
 
 def finished() -> dict[str, str]:
@@ -154,13 +165,13 @@ def finished() -> dict[str, str]:
     return {line.rpartition("/")[2]: line for line in lines if line.count("/") >= 4}
 
 
-def _means(reference: str) -> dict[str, float]:
-    """Mean scores (`judged`) of an experiment's models, and of model@dim where shorter embeddings were scored."""
+def _means(reference: str) -> dict[str, dict[str, float]]:
+    """{model: {MEAN or type: mean score}} of an experiment, and of model@dim for shorter embeddings."""
     scores, dims = (
         pd.read_csv(io.StringIO(_git("show", f"{reference}:results/{name}.csv"))) for name in ("scores", "dims")
     )
     dims = dims.assign(model=dims["model"] + "@" + dims["dim"].astype(str))
-    return judged(pd.concat([scores, dims], ignore_index=True)).groupby("model")["score"].mean().to_dict()
+    return means_by_type(judged(pd.concat([scores, dims], ignore_index=True))).to_dict("index")
 
 
 # Running ----------------------------------------------------------------------------------------
@@ -269,15 +280,26 @@ def _git(*words: str) -> str:
 # Comparing --------------------------------------------------------------------------------------
 
 
+def family(scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(mean, half the width of its 95 % interval) over seeds of the default's models, but those that were only pruned.
+
+    Both have types as index and models as columns, in the order of ablations.yaml.
+    """
+    rows = scores[(scores["group"] == "family") & ~scores["model"].str.endswith("-pruned")]
+    order = [list(dict.fromkeys(rows[key])) for key in ("type", "model")]
+    by = rows.groupby(["type", "model"])["score"]
+    return tuple(table.unstack("model").loc[order[0], order[1]] for table in (by.mean(), by.apply(half_interval)))
+
+
 def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.95) -> pd.DataFrame:
     """One row per group, model and arm: mean, standard deviation, difference to the group's first arm, its interval.
 
-    scores: of `read_ablations`, 0 to 1; the returned values are times 100. first: of `first_arms`. Differences are
-    paired by seed, so that effects of a seed on both arms cancel; the interval is Student's t interval of their mean.
-    seeds: how many the arm has or, for a difference, both arms have. verdict: 'higher', 'lower', 'within noise' if the
-    interval contains 0, 'too few seeds' if fewer than two are common.
+    scores: of `read_ablations`, 0 to 1, of which those over all tasks are compared; the returned values are times 100.
+    first: of `first_arms`. Differences are paired by seed, so that effects of a seed on both arms cancel; the interval
+    is Student's t interval of their mean. seeds: how many the arm has or, for a difference, both arms have. verdict:
+    'higher', 'lower', 'within noise' if the interval contains 0, 'too few seeds' if fewer than two are common.
     """
-    rows = []
+    rows, scores = [], scores[scores["type"] == MEAN]
     for (group, model), of_model in scores.groupby(["group", "model"], sort=False):
         table = 100 * of_model.pivot(index="seed", columns="arm", values="score")
         against = table.get(first[group], pd.Series(float("nan"), table.index))
@@ -292,11 +314,16 @@ def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.9
     return pd.DataFrame(rows)
 
 
+def half_interval(values: pd.Series, confidence: float = 0.95) -> float:
+    """Half the width of Student's t interval of the mean of values; NaN for fewer than two."""
+    return student_t.ppf((1 + confidence) / 2, len(values) - 1) * values.std() / len(values) ** 0.5
+
+
 def difference(change: pd.Series, confidence: float) -> tuple[float, float, float, str]:
     """(mean, low, high, verdict) of paired differences: Student's t interval of their mean; NaN are left out."""
     change = change.dropna()
     if len(change) < 2:
         return float("nan"), float("nan"), float("nan"), "too few seeds"
-    half = student_t.ppf((1 + confidence) / 2, len(change) - 1) * change.std() / len(change) ** 0.5
+    half = half_interval(change, confidence)
     low, high = change.mean() - half, change.mean() + half
     return change.mean(), low, high, "within noise" if low <= 0 <= high else "lower" if high < 0 else "higher"

@@ -18,16 +18,6 @@ ABLATION_MARKS = ("<!-- ablations: written by `f2llm readme` -->", "<!-- end of 
 REGISTRY_MARKS = ("<!-- registry: written by `f2llm readme` -->", "<!-- end of registry -->")
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, the best value of each column in bold."""
-    best = table.max()
-    lines = ["| model | " + " | ".join(table.columns) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    for name, row in table.iterrows():
-        cells = [f"**{value:.1f}**" if value == best[column] else f"{value:.1f}" for column, value in row.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def summary_lines(folder: Path, seconds: int) -> list[str]:
     """The first columns of the results, the path of the report and, unless `seconds` is 0, the run time."""
     lines = []
@@ -40,9 +30,17 @@ def summary_lines(folder: Path, seconds: int) -> list[str]:
     return lines
 
 
-def results_markdown(folder: Path) -> str:
-    """The scores in `folder`/results as a table: a row per model, a column per type of task."""
-    return markdown(table_by_type(read_scores(folder)))
+def results_markdown(means: pd.DataFrame, halves: pd.DataFrame) -> str:
+    """Scores times 100 by type of task: a row per type, a column per model, the best of a row in bold.
+
+    means, halves: mean scores and half the width of their intervals, both with types as index and models as columns.
+    """
+    lines = ["| | " + " | ".join(map(label, means.columns)) + " |", "|---" * (len(means.columns) + 1) + "|"]
+    for kind, row in means.iterrows():
+        cells = [f"{100 * score:.1f} ±{100 * halves.loc[kind, model]:.1f}" for model, score in row.items()]
+        cells[row.argmax()] = f"**{cells[row.argmax()]}**"
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def ablations_markdown(compared: pd.DataFrame) -> str:

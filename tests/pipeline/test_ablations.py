@@ -24,12 +24,14 @@ from f2llm.config import overrides_of, read_yaml, resolve
 from f2llm.pipeline import ablations, cli
 from f2llm.pipeline.ablations import (
     COLUMNS,
+    MEAN,
     base_of,
     chosen,
     collect,
     compare,
     difference,
     experiments,
+    family,
     finished,
     first_arms,
     read_ablations,
@@ -115,9 +117,10 @@ def test_what_holds_zero_is_within_noise_and_what_does_not_has_a_direction():
 
 def scores_of(**arms) -> pd.DataFrame:
     rows = [
-        {"group": "g", "arm": arm, "seed": seed, "model": "m", "score": score, "base": "b"}
+        {"group": "g", "arm": arm, "seed": seed, "model": "m", "type": kind, "score": score, "base": "b"}
         for arm, scores in arms.items()
         for seed, score in enumerate(scores)
+        for kind, score in ((MEAN, score), ("STS", 1 - score))
     ]
     return pd.DataFrame(rows)
 
@@ -144,6 +147,25 @@ def test_without_the_first_arm_nothing_is_compared():
     table = compare(scores_of(one=(0.2, 0.3), two=(0.5, 0.6)), {"g": "default"}).set_index("arm")
     assert table["verdict"].tolist() == ["too few seeds"] * 2 and table["difference"].isna().all()
     assert table.loc["two", "mean"] == pytest.approx(55)
+
+
+def test_the_family_has_means_over_seeds_and_scipys_intervals():
+    draw = np.random.default_rng(1)
+    facts = {"group": "family", "arm": "default", "base": "b"}
+    rows = [
+        facts | {"seed": seed, "model": model, "type": kind, "score": draw.normal()}
+        for seed in range(5)
+        for model in ("tfidf", "stage2", "pico-pruned")
+        for kind in (MEAN, "Bitext")
+    ]
+    scores = pd.DataFrame([*rows, rows[0] | {"group": "g"}])
+    means, halves = family(scores)
+    assert list(means.index) == list(halves.index) == [MEAN, "Bitext"]
+    assert list(means.columns) == list(halves.columns) == ["tfidf", "stage2"]
+    values = [row["score"] for row in rows if (row["model"], row["type"]) == ("stage2", "Bitext")]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    mean, half = means.loc["Bitext", "stage2"], halves.loc["Bitext", "stage2"]
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
 
 
 # Results in git ---------------------------------------------------------------------------------
@@ -175,9 +197,9 @@ def repository(tmp_path, monkeypatch):
     git(tmp_path, "commit", "-qm", "base")
     base = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "scores.csv").write_text("model,task,type,score\nm,a,A,0.2\nm,b,A,0.4\nother,a,A,0.9\n")
+    (tmp_path / "results" / "scores.csv").write_text("model,task,type,score\nm,a,A,0.2\nm,b,B,0.4\nother,a,A,0.9\n")
     (tmp_path / "results" / "dims.csv").write_text(
-        "model,dim,task,type,score\nm,8,a,A,0.1\nm,8,b,A,0.2\nm,16,a,A,0.9\n"
+        "model,dim,task,type,score\nm,8,a,A,0.1\nm,8,b,B,0.2\nm,16,a,A,0.9\n"
     )
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "experiment")
@@ -190,17 +212,20 @@ def repository(tmp_path, monkeypatch):
 
 def test_scores_come_from_the_experiments_of_the_plan_that_have_run(repository):
     assert set(finished()) == {NAMES["one", 1], "unrelated"}
-    whole, short = collect(EMPTY).to_dict("records")
+    whole, of_a, of_b, short, *rest = collect(EMPTY).to_dict("records")
     facts = {"group": "g", "arm": "one", "seed": 1, "base": "base"}
     facts |= {"experiment": NAMES["one", 1], "commit": git(repository, "rev-parse", "--short", "HEAD")}
-    assert whole == facts | {"model": "m", "score": pytest.approx(0.3)}
-    assert short == facts | {"model": "m@8", "score": pytest.approx(0.15)}
+    assert whole == facts | {"model": "m", "type": MEAN, "score": pytest.approx(0.3)}
+    assert of_a == facts | {"model": "m", "type": "A", "score": pytest.approx(0.2)}
+    assert of_b == facts | {"model": "m", "type": "B", "score": pytest.approx(0.4)}
+    assert short == facts | {"model": "m@8", "type": MEAN, "score": pytest.approx(0.15)}
+    assert [row["type"] for row in rest] == ["A", "B"]
 
 
 def rows_of(*keys, base="base") -> pd.DataFrame:
     """Rows of the group g, each an arm, a seed and a model."""
     planned = {(one.arm, one.seed): one.name(base) for one in experiments()}
-    facts = {"group": "g", "score": 0.7, "base": base, "commit": "1234567"}
+    facts = {"group": "g", "type": MEAN, "score": 0.7, "base": base, "commit": "1234567"}
     rows = [facts | dict(zip(("arm", "seed", "model"), key)) for key in keys]
     return pd.DataFrame([row | {"experiment": planned.get((row["arm"], row["seed"]), "gone")} for row in rows])[COLUMNS]
 
@@ -208,6 +233,7 @@ def rows_of(*keys, base="base") -> pd.DataFrame:
 def test_what_others_have_run_on_the_same_base_stays_as_long_as_the_plan_names_it(repository):
     keys = [("two", 0, "m"), ("one", 1, "m"), ("one", 0, "m"), ("gone", 0, "m"), ("one", 0, "other")]
     found = collect(rows_of(*keys))
+    found = found[found["type"] == MEAN].reset_index(drop=True)
     kept = list(found[["arm", "seed", "model", "score"]].itertuples(index=False, name=None))
     assert kept == [
         ("one", 0, "m", 0.7),
@@ -215,7 +241,7 @@ def test_what_others_have_run_on_the_same_base_stays_as_long_as_the_plan_names_i
         ("one", 1, "m@8", pytest.approx(0.15)),
         ("two", 0, "m", 0.7),
     ], "in the plan's order; what was run here replaces what was there"
-    assert collect(found).equals(found)
+    assert collect(collect(rows_of(*keys))).equals(collect(rows_of(*keys)))
 
 
 def test_a_group_has_one_base(repository, monkeypatch):
@@ -243,7 +269,7 @@ def test_the_table_is_checked_and_read_as_it_was_written(repository):
     pd.testing.assert_frame_equal(read_ablations(path), good)
     good.drop(columns="base").to_csv(path, index=False)
     with pytest.raises(
-        ValueError, match="must have the columns group, arm, seed, model, score, base, experiment, commit"
+        ValueError, match="must have the columns group, arm, seed, model, type, score, base, experiment, commit"
     ):
         read_ablations(path)
     good.assign(base=[None, "b"]).to_csv(path, index=False)
@@ -288,9 +314,9 @@ def test_what_the_table_has_of_today_is_not_run_again(repository, monkeypatch):
 
 def test_arms_are_chosen_by_a_part_of_their_name_or_of_their_title():
     names = {one.name("base"): one for one in experiments(ROOT / "ablations.yaml")}
-    titled = {(names[name].group, names[name].arm) for name in chosen(names, "random weights, no")}
-    assert titled == {("students", "default"), ("students", "random weights, no distillation")}
-    assert len(chosen(names, "recipes")) == 6 and set(chosen(names, "")) == set(names)
+    titled = {(names[name].group, names[name].arm) for name in chosen(names, "no distil")}
+    assert titled == {("students", "default"), ("students", "no distillation")}
+    assert len(chosen(names, "students")) == 10 and set(chosen(names, "")) == set(names)
     with pytest.raises(
         ValueError, match="--only 'stage 3' is no part of an arm; remedy: one of these: family: default"
     ):
@@ -331,8 +357,8 @@ def change(path: Path, old: str, new: str) -> None:
 def test_code_parameters_data_and_packages_are_another_base(inputs):
     seen = [base_of()]
     for file, old, new in [
-        ("params.yaml", "max_steps: 130", "max_steps: 131"),
-        ("params.yaml", "max_steps: 620", "max_steps: 621"),  # of the recipe v1, which an arm can set
+        ("params.yaml", "max_steps: 300", "max_steps: 301"),
+        ("params.yaml", "max_steps: 2000", "max_steps: 2001"),  # of the recipe v1, which an arm can set
         ("data/sources.yaml", "instruction: ", "instruction: Please "),
         ("constraints.txt", "accelerate==", "accelerate==9"),
         ("f2llm/step.py", "from collections", "ANOTHER = 1\nfrom collections"),

@@ -7,29 +7,29 @@ import pytest
 from conftest import ROOT
 
 from f2llm.pipeline import cli
+from f2llm.pipeline.ablations import family, read_ablations
 from f2llm.reporting.readme import (
     ABLATION_MARKS,
     REGISTRY_MARKS,
     RESULT_MARKS,
     ablations_markdown,
-    markdown,
     results_markdown,
     summary_lines,
     write_between,
 )
-from f2llm.reporting.tables import read_scores, table_by_type
 
 WRITTEN = {"README.md": RESULT_MARKS, "docs/ablations.md": ABLATION_MARKS, "data/README.md": REGISTRY_MARKS}
-READ = ("dvc.yaml", "params.yaml", "ablations.yaml", "data/sources.yaml", "results/scores.csv", "results/ablations.csv")
+READ = ("dvc.yaml", "params.yaml", "ablations.yaml", "data/sources.yaml", "results/ablations.csv")
 
 
-def test_markdown_has_the_best_of_each_column_in_bold():
-    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 3.0]}, index=["one", "two"])
-    assert markdown(table).splitlines() == [
-        "| model | a | b |",
+def test_results_have_intervals_and_the_best_of_each_row_in_bold():
+    means = pd.DataFrame({"tfidf": [0.41, 0.5], "stage2": [0.502, 0.49]}, index=["Mean", "Retrieval"])
+    halves = pd.DataFrame({"tfidf": [0.011, 0.0], "stage2": [0.006, 0.02]}, index=["Mean", "Retrieval"])
+    assert results_markdown(means, halves).splitlines() == [
+        "| | TF-IDF | stage 2 |",
         "|---|---|---|",
-        "| one | 1.0 | **3.0** |",
-        "| two | **2.0** | **3.0** |",
+        "| Mean | 41.0 ±1.1 | **50.2 ±0.6** |",
+        "| Retrieval | **50.0 ±0.0** | 49.0 ±2.0 |",
     ]
 
 
@@ -69,7 +69,7 @@ def test_the_verb_writes_every_table_into_its_own_file(tmp_path, monkeypatch):
         before, after = stale[name].split(f"stale table of {name}")
         table = written[name].removeprefix(before).removesuffix(after)
         assert written[name] == before + table + after and table.startswith("|") and table.count("\n|") > 10, name
-    assert results_markdown(tmp_path) in written["README.md"]
+    assert results_markdown(*family(read_ablations(tmp_path / "results" / "ablations.csv"))) in written["README.md"]
     assert written["docs/ablations.md"] == (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8"), (
         "docs/ablations.md does not show results/ablations.csv; remedy: f2llm readme"
     )
@@ -91,12 +91,6 @@ def folder(tmp_path):
     scores = pd.DataFrame(rows, columns=["model", "task", "type", "score"])
     scores.to_csv(tmp_path / "results" / "scores.csv", index=False)
     return tmp_path
-
-
-def test_the_results_are_the_scores_by_type_of_task(folder):
-    table = results_markdown(folder)
-    assert table == markdown(table_by_type(read_scores(folder)))
-    assert table.splitlines()[-1].startswith("| stage 2 | **40.0** | **40.0** |")
 
 
 def test_the_summary_names_the_report_and_the_time(folder):
