@@ -33,8 +33,8 @@ def stage_of(notebook: Path) -> dict:
 def test_there_is_one_notebook_per_stage():
     named = [re.sub(r"^\d+_", "", notebook.stem) for notebook in NOTEBOOKS]
     assert named == [
-        "backbone",
         "data",
+        "backbone",
         "mine",
         "stage1",
         "stage2",

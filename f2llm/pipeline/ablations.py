@@ -59,8 +59,11 @@ class Experiment:
 def experiments(path: Path = Path("ablations.yaml")) -> list[Experiment]:
     """All experiments of ablations.yaml, arm by arm, checked."""
     plan = read_yaml(path)
-    if set(plan) != {"seeds", "groups"} or len(set(plan["seeds"])) < 2:
-        raise ValueError(f"{path} must have the keys seeds (two different ones or more: noise needs them) and groups")
+    if set(plan) - {"claims"} != {"seeds", "groups"} or len(set(plan["seeds"])) < 2:
+        raise ValueError(
+            f"{path} must have the keys seeds (two different ones or more: noise needs them), groups and, where the "
+            "papers say something, claims"
+        )
     found = []
     for group, table in plan["groups"].items():
         if set(table) != {"models", "settings", "arms"} or not table["models"]:
@@ -312,6 +315,26 @@ def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.9
                 row |= dict(zip(("difference", "low", "high", "verdict"), difference(change, confidence)))
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def claims(compared: pd.DataFrame, path: Path = Path("ablations.yaml")) -> pd.DataFrame:
+    """One row per claim of ablations.yaml and model: gain (what is lost without the part), low, high, seeds, shown.
+
+    compared: of `compare`. shown: 'yes' if the whole interval is above 0, 'no' if it is below, else 'within noise'.
+    ValueError for a claim about an arm that the plan does not have.
+    """
+    arms, rows = {(one.group, one.arm) for one in experiments(path)}, []
+    for claim, about in read_yaml(path).get("claims", {}).items():
+        if (about["group"], about["arm"]) not in arms:
+            raise ValueError(
+                f"{path}: the claim {claim!r} is about {about['arm']!r}, which is no arm of {about['group']}"
+            )
+        found = compared[(compared["group"] == about["group"]) & (compared["arm"] == about["arm"])]
+        for row in found[found["model"].isin(about["models"])].itertuples():
+            shown = {"lower": "yes", "higher": "no"}.get(row.verdict, row.verdict)
+            facts = {"gain": -row.difference, "low": -row.high, "high": -row.low, "seeds": row.seeds, "shown": shown}
+            rows.append({"claim": claim, "model": row.model} | facts)
+    return pd.DataFrame(rows, columns=["claim", "model", "gain", "low", "high", "seeds", "shown"])
 
 
 def half_interval(values: pd.Series, confidence: float = 0.95) -> float:

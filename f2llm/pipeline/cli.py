@@ -342,13 +342,15 @@ def readme() -> None:
     """Write the tables of README.md (results), docs/ablations.md and data/README.md (sources) between their marks."""
     from ..data.registry import load_registry
     from ..reporting import readme as tables
-    from .ablations import compare, experiments, family, first_arms, read_ablations
+    from .ablations import claims, compare, experiments, family, first_arms, read_ablations
 
     folder = root()
     ablated = read_ablations(folder / "results" / "ablations.csv")
     compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments(folder / "ablations.yaml")))
     sources = tables.registry_markdown(load_registry(folder / "data" / "sources.yaml"))
     tables.write_between(folder / "README.md", tables.RESULT_MARKS, tables.results_markdown(*family(ablated)))
+    claimed = tables.claims_markdown(claims(compared, folder / "ablations.yaml"))
+    tables.write_between(folder / "README.md", tables.CLAIM_MARKS, claimed)
     tables.write_between(folder / "docs" / "ablations.md", tables.ABLATION_MARKS, tables.ablations_markdown(compared))
     tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)
 

@@ -83,26 +83,17 @@ def plot_sizes(axes, points: pd.DataFrame) -> None:
         one.legend(loc="lower right")
 
 
-def plot_differences(axes, rows: pd.DataFrame, models: tuple[str, ...]) -> None:
-    """One panel per model, one line per arm: the difference and its interval, grey if the interval contains 0.
-
-    An arm's label names the arm that it is compared with, unless that is the first group's first arm.
-
-    axes: as many as models, with one y axis in common; rows as `by_models` gives them.
-    """
-    arms = list(dict.fromkeys(rows[["group", "arm"]].itertuples(index=False, name=None)))[::-1]
-    colors = {"lower": "C3", "higher": "C2"}
-    for panel, model in zip(axes, models, strict=True):
-        for row in rows[rows["model"] == model].itertuples():
-            place, color = arms.index((row.group, row.arm)), colors.get(row.verdict, "grey")
-            panel.plot([row.low, row.high], [place, place], color=color)
-            panel.plot(row.difference, place, "o", color=color)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(label(model).removesuffix(", distilled"))
-    against = dict(zip(rows["group"], rows["against"]))
-    common = against[arms[-1][0]]  # of the first group: the notebook states it once
-    names = [arm if against[group] == common else f"{arm} (against {against[group]})" for group, arm in arms]
-    axes[0].set_yticks(range(len(arms)), names, fontsize=8)
+def plot_claims(axes, claimed: pd.DataFrame) -> None:
+    """One line per row of `ablations.claims`, the first on top: the gain and its interval; grey within noise."""
+    rows, colors = claimed[::-1], {"yes": "C2", "no": "C3"}
+    for place, row in enumerate(rows.itertuples()):
+        color = colors.get(row.shown, "grey")
+        axes.plot([row.low, row.high], [place, place], color=color, linewidth=2)
+        axes.plot(row.gain, place, "o", color=color)
+    names = [f"{row.claim}: {label(row.model).removesuffix(', distilled')}" for row in rows.itertuples()]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("gain in the mean score x 100, 95 % interval")
 
 
 def plot_languages(axes, languages: pd.DataFrame, models: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from ..evaluation.results import by_origin
 from .tables import by_models, label, read_scores, table_by_type
 
 RESULT_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
+CLAIM_MARKS = ("<!-- claims: written by `f2llm readme` -->", "<!-- end of claims -->")
 ABLATION_MARKS = ("<!-- ablations: written by `f2llm readme` -->", "<!-- end of ablations -->")
 REGISTRY_MARKS = ("<!-- registry: written by `f2llm readme` -->", "<!-- end of registry -->")
 
@@ -61,6 +62,16 @@ def ablations_markdown(compared: pd.DataFrame) -> str:
             lines.append(f"| {arm} | {against} | {of_arm['seeds'].min()} | {shown} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+def claims_markdown(claims: pd.DataFrame) -> str:
+    """The table that `ablations.claims` returns."""
+    lines = ["| the papers say | model | gain here | 95 % interval | seeds | shown here |", "|---|---|---|---|---|---|"]
+    for row in claims.itertuples():
+        name = label(row.model).removesuffix(", distilled")
+        interval = f"{row.low:+.1f} to {row.high:+.1f}"
+        lines.append(f"| {row.claim} | {name} | {row.gain:+.1f} | {interval} | {row.seeds} | {row.shown} |")
+    return "\n".join(lines)
 
 
 def write_between(path: Path, marks: tuple[str, str], content: str) -> None:

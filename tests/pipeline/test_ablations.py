@@ -27,6 +27,7 @@ from f2llm.pipeline.ablations import (
     MEAN,
     base_of,
     chosen,
+    claims,
     collect,
     compare,
     difference,
@@ -147,6 +148,22 @@ def test_without_the_first_arm_nothing_is_compared():
     table = compare(scores_of(one=(0.2, 0.3), two=(0.5, 0.6)), {"g": "default"}).set_index("arm")
     assert table["verdict"].tolist() == ["too few seeds"] * 2 and table["difference"].isna().all()
     assert table.loc["two", "mean"] == pytest.approx(55)
+
+
+def test_a_claim_gains_what_its_arm_loses(tmp_path):
+    arms = "{default: [], less: [a.b=1]}"
+    plan = f"seeds: [0, 1, 2]\ngroups: {{g: {{models: [m, n], settings: [], arms: {arms}}}}}\nclaims:\n"
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan + "  it helps: {group: g, arm: less, models: [m]}\n")
+    compared = compare(scores_of(default=(0.2, 0.3, 0.4), less=(0.19, 0.2901, 0.3899)), {"g": "default"})
+    (row,) = claims(compared, path).to_dict("records")
+    assert (row["claim"], row["model"], row["seeds"], row["shown"]) == ("it helps", "m", 3, "yes")
+    assert row["low"] < row["gain"] < row["high"] and row["gain"] == pytest.approx(1, abs=0.01)
+    better = compare(scores_of(default=(0.2, 0.3, 0.4), less=(0.21, 0.31, 0.4101)), {"g": "default"})
+    assert claims(better, path)["shown"].tolist() == ["no"]
+    path.write_text(plan + "  it helps: {group: g, arm: more, models: [m]}\n")
+    with pytest.raises(ValueError, match="the claim 'it helps' is about 'more', which is no arm of g"):
+        claims(compared, path)
 
 
 def test_the_family_has_means_over_seeds_and_scipys_intervals():

@@ -7,7 +7,7 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from f2llm.reporting.figures import plot_differences, plot_dims, plot_languages, plot_losses, plot_sizes, smoothed
+from f2llm.reporting.figures import plot_claims, plot_dims, plot_languages, plot_losses, plot_sizes, smoothed
 
 
 def test_smoothing_is_the_mean_of_the_last_steps():
@@ -40,20 +40,19 @@ def test_sizes_and_dims_are_drawn_once_per_dim_and_once_per_model():
     plt.close(figure)
 
 
-def test_differences_have_a_panel_per_model_and_a_line_per_arm():
-    facts = {"group": "g", "against": "default", "low": -1, "high": 3, "difference": 1, "verdict": "within noise"}
-    rows = [facts | {"arm": arm, "model": model} for arm in ("less", "more") for model in ("stage2", "pico-distilled")]
-    other = {"group": "h", "against": "v2", "arm": "less", "model": "pico-distilled", "verdict": "higher"}
-    rows.append(facts | other)
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    plot_differences(axes, pd.DataFrame(rows), ("stage2", "pico-distilled"))
-    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == ["less (against v2)", "more", "less"], (
-        "first on top"
-    )
-    intervals = [[line for line in panel.get_lines() if list(line.get_xdata()) == [-1, 3]] for panel in axes]
-    assert [len(lines) for lines in intervals] == [2, 3]
-    found = {line.get_ydata()[0]: line.get_color() for line in intervals[1]}
-    assert found == {0: "C2", 1: "grey", 2: "grey"}
+def test_claims_have_a_line_each_in_the_colour_of_their_verdict():
+    rows = [("it helps", "stage2", 2.0, "yes"), ("it helps", "stage2@8", 0.1, "within noise")]
+    rows += [("so does this", "pico-distilled", -2.0, "no")]
+    facts = [{"claim": claim, "model": model, "gain": gain, "shown": shown} for claim, model, gain, shown in rows]
+    claimed = pd.DataFrame([fact | {"low": fact["gain"] - 1, "high": fact["gain"] + 1} for fact in facts])
+    figure, axes = plt.subplots()
+    plot_claims(axes, claimed)
+    names = [tick.get_text() for tick in axes.get_yticklabels()][::-1]
+    assert names == ["it helps: stage 2", "it helps: stage 2 at 8 dimensions", "so does this: pico"], "first on top"
+    lines = [line for line in axes.get_lines() if len(set(line.get_xdata())) == 2]
+    intervals = {line.get_ydata()[0]: line for line in lines}
+    assert [intervals[place].get_color() for place in (2, 1, 0)] == ["C2", "grey", "C3"]
+    assert list(intervals[2].get_xdata()) == [1.0, 3.0]
     plt.close(figure)
 
 
