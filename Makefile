@@ -25,6 +25,7 @@ clone:
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,pipeline,eval,dev]'
+	@$(BIN)/python -m f2llm fetch nano
 	@touch .venv/installed
 
 repro: clone .venv/installed  ## run the whole pipeline for the configured size, print the results

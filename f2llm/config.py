@@ -23,6 +23,7 @@ from pydantic import (
 
 from .store.checked import build, checked, closest, matches, must_be, require
 from .store.model_folder import ARCHITECTURES, OF_LLAMA
+from .store.packages import BACKBONES
 from .store.params import TRAINING_STAGES as TRAINING_STAGES
 from .store.params import overrides_of as overrides_of
 from .store.params import read_yaml, values_of
@@ -86,9 +87,9 @@ class Machine:
 
 @checked
 class Backbone:
-    source: Annotated[Literal["embedded", "hub"], Field(alias="from")]
+    source: Annotated[Literal["embedded", "hub", "package"], Field(alias="from")]
     architecture: Literal[ARCHITECTURES]  # model_type of transformers
-    name: str | None  # of the hub's repository
+    name: str | None  # of the hub's repository, or of the package
     revision: Commit | None  # None: of the day of the fetch, which the mirror records
     vocab_size: PositiveInt
     hidden_size: PositiveInt
@@ -106,11 +107,16 @@ class Backbone:
 
     @model_validator(mode="after")
     def _agrees(self):
-        """One that is made here is a Qwen3 and says how, one of the hub has a name."""
+        """One that is made here is a Qwen3 and says how, one of the hub or of a package has a name."""
         of_source = {"embedded": ("initializer_range", "token_table", "prompt_tokens"), "hub": ("name",)}
+        of_source["package"] = ("name",)
         for key in of_source[self.source]:
             missing = f"{key} is null, but backbone.from {self.source} needs it; remedy: name one"
             require(getattr(self, key) is not None, missing)
+        require(
+            self.source != "package" or self.name in BACKBONES,
+            f"name is {self.name!r}, but the packages that hold a backbone are: {', '.join(BACKBONES)}",
+        )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads is {self.num_attention_heads}, but must be a multiple of num_key_value_heads, "

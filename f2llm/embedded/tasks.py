@@ -9,6 +9,8 @@ A task is {name, type, instruction, languages, data}; `data` has one entry per s
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 from ..text import normalise
 from .records import LABELS
@@ -24,36 +26,48 @@ NAMES = ("territory", "language", "city", "currency", "unit", "script", "timezon
 TRANSLATE = "Find the translation."
 
 
+PHRASES = ("list:", "relative:", "quantity:")
+
+
 def tasks(texts: Texts, seed: int) -> list[dict]:
     """All tasks, in the order of the report."""
     draw = random.Random(f"evaluation:{seed}")
-    lists, relative, quantities = (f"{kind}:" for kind in ("list", "relative", "quantity"))
-    return [
-        _bitext("CldrNamesBitext", texts, NAMES, LATIN, draw),
-        _bitext("CldrNamesCrossScriptBitext", texts, NAMES, OTHER_SCRIPTS, draw),
-        _bitext("CldrPhrasesBitext", texts, (lists, relative, quantities), LATIN, draw),
-        _bitext("CldrPhrasesCrossScriptBitext", texts, (lists, relative, quantities), OTHER_SCRIPTS, draw),
-        _bitext("DjangoBitext", texts, ("django:",), LATIN, draw),
-        _bitext("DjangoCrossScriptBitext", texts, ("django:",), OTHER_SCRIPTS, draw),
-        _bitext("HomeAssistantBitext", texts, ("home:",), LATIN, draw),
-        _bitext("HomeAssistantCrossScriptBitext", texts, ("home:",), OTHER_SCRIPTS, draw),
-        _bitext("ZeroShotLanguagesBitext", texts, (*NAMES, "django:"), ZERO_SHOT, draw),
-        _retrieval("DocstringToCodeRetrieval", texts, "code", "Find the code."),
-        _retrieval("SummaryToBodyRetrieval", texts, "body", "Find the details."),
-        _explanations("NameToExplanationRetrieval", texts, ("en",), draw),
-        _explanations("CrossLingualExplanationRetrieval", texts, (*LATIN, *OTHER_SCRIPTS), draw),
-        _reranking("DjangoMessageReranking", texts, "django:", lambda message: message.domain, draw),
-        _reranking("IntegrationMessageReranking", texts, "home:", LABELS["integration"], draw),
-        _tense("TenseClassification", texts, draw),
-        _kinds("NameKindClassification", texts, draw),
-        _purposes("MessagePurposeClassification", texts, draw),
-        _languages("LanguageClassification", texts, draw),
-        _packages("PackageClustering", texts, draw),
-        _units("QuantityClustering", texts, draw),
-        _integrations("IntegrationClustering", texts, draw),
-        _pairs("TranslationPairClassification", texts, draw),
-        _overlap("ListOverlapSTS", texts, draw),
-    ]
+    return [make(name, texts, draw) for name, make in _makers().items()]
+
+
+def _makers() -> dict[str, Callable[[str, Texts, random.Random], dict]]:
+    """{name of a task: what makes it}."""
+    return {
+        "CldrNamesBitext": partial(_bitext, domains=NAMES, locales=LATIN),
+        "CldrNamesCrossScriptBitext": partial(_bitext, domains=NAMES, locales=OTHER_SCRIPTS),
+        "CldrPhrasesBitext": partial(_bitext, domains=PHRASES, locales=LATIN),
+        "CldrPhrasesCrossScriptBitext": partial(_bitext, domains=PHRASES, locales=OTHER_SCRIPTS),
+        "DjangoBitext": partial(_bitext, domains=("django:",), locales=LATIN),
+        "DjangoCrossScriptBitext": partial(_bitext, domains=("django:",), locales=OTHER_SCRIPTS),
+        "HomeAssistantBitext": partial(_bitext, domains=("home:",), locales=LATIN),
+        "HomeAssistantCrossScriptBitext": partial(_bitext, domains=("home:",), locales=OTHER_SCRIPTS),
+        "ZeroShotLanguagesBitext": partial(_bitext, domains=(*NAMES, "django:"), locales=ZERO_SHOT),
+        "DocstringToCodeRetrieval": partial(_retrieval, field="code", instruction="Find the code."),
+        "SummaryToBodyRetrieval": partial(_retrieval, field="body", instruction="Find the details."),
+        "NameToExplanationRetrieval": partial(_explanations, locales=("en",)),
+        "CrossLingualExplanationRetrieval": partial(_explanations, locales=(*LATIN, *OTHER_SCRIPTS)),
+        "DjangoMessageReranking": partial(_reranking, domain="django:", group_of=lambda message: message.domain),
+        "IntegrationMessageReranking": partial(_reranking, domain="home:", group_of=LABELS["integration"]),
+        "TenseClassification": _tense,
+        "NameKindClassification": _kinds,
+        "MessagePurposeClassification": _purposes,
+        "LanguageClassification": _languages,
+        "PackageClustering": _packages,
+        "QuantityClustering": _units,
+        "IntegrationClustering": _integrations,
+        "TranslationPairClassification": _pairs,
+        "ListOverlapSTS": _overlap,
+    }
+
+
+def names_of_tasks() -> list[str]:
+    """The names of all tasks, known before they are made."""
+    return list(_makers())
 
 
 def _task(name: str, kind: str, instruction: str, languages: dict[str, list[str]], data: dict) -> dict:
@@ -74,7 +88,7 @@ def _translations(by_concept: dict[str, dict[str, str]], locale: str) -> list[tu
     return found
 
 
-def _bitext(name: str, texts: Texts, domains, locales, draw: random.Random, pairs: int = 80) -> dict:
+def _bitext(name: str, texts: Texts, draw: random.Random, domains, locales, pairs: int = 80) -> dict:
     """Find the English of each text among the English of all: one subset per language."""
     languages, data = {}, {}
     by_concept = texts.by_concept(domains)
@@ -92,7 +106,7 @@ def _english(name: str, kind: str, instruction: str, data: dict) -> dict:
     return _task(name, kind, instruction, {"default": ["eng-Latn"]}, {"default": data})
 
 
-def _retrieval(name: str, texts: Texts, field: str, instruction: str, queries: int = 400) -> dict:
+def _retrieval(name: str, texts: Texts, _, field: str, instruction: str, queries: int = 400) -> dict:
     """One relevant passage per summary, among the passages of all summaries."""
     usable = [f for f in texts.functions if len(getattr(f, field)) >= 60]
     first = {getattr(f, field): f for f in reversed(usable)}  # equal passages: one is enough
@@ -105,7 +119,7 @@ def _retrieval(name: str, texts: Texts, field: str, instruction: str, queries: i
 
 
 def _explanations(
-    name: str, texts: Texts, locales: tuple, draw: random.Random, queries: int = 400, passages: int = 1000
+    name: str, texts: Texts, draw: random.Random, locales: tuple, queries: int = 400, passages: int = 1000
 ) -> dict:
     """The English explanation of a name in one of `locales`; no two names or explanations are alike."""
     by_concept, known = texts.by_concept(("home:",)), defaultdict(set)
@@ -133,7 +147,7 @@ def _explanations(
 
 
 def _reranking(
-    name: str, texts: Texts, domain: str, group_of, draw: random.Random, queries: int = 200, candidates: int = 20
+    name: str, texts: Texts, draw: random.Random, domain: str, group_of, queries: int = 200, candidates: int = 20
 ) -> dict:
     """The English of a translated message among messages of the same group."""
     by_group = defaultdict(dict)

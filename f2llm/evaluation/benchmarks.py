@@ -53,7 +53,8 @@ def tasks_of(
     """New mteb tasks of a benchmark, or of names of tasks and benchmarks, each task once.
 
     languages: ISO 639-3 codes, with or without script, as in eng or eng-Latn; other subsets are left out. splits:
-    instead of the tasks' own. own: the folder of the kit's tasks, for `embedded`. ValueError for an unknown name.
+    instead of the tasks' own. own: the folder of the kit's tasks, for `embedded` or the name of one. ValueError for an
+    unknown name.
     """
     known = _known_languages()
     for language in languages:
@@ -84,18 +85,19 @@ def _named(name: str, own: Path | None) -> list:
     """The tasks of one benchmark, or one task. mteb hands out the same objects each time, and a task that has run
     draws other random numbers; so each is copied.
     """
-    library = mteb()
-    if name == EMBEDDED:
+    library, folder = mteb(), own or root() / "data" / "assembled" / "evaluation"
+    ours = {path.stem for path in folder.glob("*.json")}
+    if name == EMBEDDED or name in ours:
         from .tasks import mteb_task
 
-        return [mteb_task(task) for task in load_tasks(own or root() / "data" / "assembled" / "evaluation")]
+        return [mteb_task(task) for task in load_tasks(folder) if name in (EMBEDDED, task["name"])]
     benchmarks = {benchmark.name: benchmark for benchmark in library.get_benchmarks()}
     if name in benchmarks:
         return [copy.deepcopy(task) for task in benchmarks[name].tasks]
     tasks = import_module("mteb.get_tasks")._TASKS_REGISTRY  # mteb.get_tasks itself is the function of that name
     if name in tasks:
         return [tasks[name]()]
-    known = [EMBEDDED, *benchmarks, *tasks]
+    known = [EMBEDDED, *ours, *benchmarks, *tasks]
     raise ValueError(
         f"mteb {library.__version__} has no benchmark and no task {name!r}{closest(name, known, most=2)}; "
         "remedy: f2llm benchmarks lists the 17 of F2LLM-v2, mteb.get_benchmarks() and mteb.get_tasks() all"

@@ -3,6 +3,8 @@
 Each model needs new task objects: a task that was run before keeps the state of its random numbers.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -110,8 +112,9 @@ def mteb_task(task: dict):
     def load_data(self, *arguments, **kwargs):
         self.dataset, self.data_loaded = build(task["data"]), True
 
-    own = {"metadata": metadata, "load_data": load_data, "instruction": task["instruction"], **settings}
-    return type(task["name"], (base,), own)()
+    digest = hashlib.sha256(json.dumps(task, ensure_ascii=False).encode()).hexdigest()[:16]
+    own = {"metadata": metadata, "load_data": load_data, "instruction": task["instruction"], "data_digest": digest}
+    return type(task["name"], (base,), own | settings)()
 
 
 class Encoder(AbsEncoder):

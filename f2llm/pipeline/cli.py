@@ -179,12 +179,12 @@ def fetch(
     benchmark: Annotated[list[str], typer.Option(help="instead: the data of a benchmark or task of mteb")] = [],  # noqa: B006
     model: Annotated[list[str], typer.Option(help="instead: a model of the hub, as id or id@commit")] = [],  # noqa: B006
 ) -> None:
-    """Download all published data and models that a size needs into its mirror folder; complete files are kept.
+    """Download what a size needs: published data and models into its mirror, wheels; complete files are kept.
 
     Models only: --set data.from=embedded. For evaluation: --benchmark "MTEB(eng, v2)" --model codefuse-ai/F2LLM-v2-80M
     """
     from ..data.fetch import adopt as adopt_folder
-    from ..data.fetch import models_needed, plan_all, plan_data_sets, plan_models
+    from ..data.fetch import fetch_package, models_needed, packages_needed, plan_all, plan_data_sets, plan_models
     from ..data.mirror import Mirror
     from ..data.registry import choose_sources, files_needed, load_registry
 
@@ -205,6 +205,8 @@ def fetch(
             plans += plan_data_sets(repositories(tasks_of(benchmark)), mirror)
         _fetch_plans(plans, mirror)
         return
+    for package in packages_needed(config):
+        fetch_package(package)
     if adopt and config.data.revision is None:
         raise ValueError(
             f"data.revision is null, but --adopt must know the commit of {config.data.released} that {adopt} holds; "
@@ -214,8 +216,9 @@ def fetch(
         adopt_folder(mirror, config.data.released, adopt, config.data.revision)
     needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
     if not needed:
-        print(f"data.from is {config.data.source}: no data to fetch; the papers' tuples: --set data.from=released")
-    _fetch_plans(plan_all(([] if adopt else needed) + models_needed(config)), mirror)
+        print(f"data.from is {config.data.source}: no data to fetch from the hub; the papers' tuples: --set data.from=released")
+    if wanted := ([] if adopt else needed) + models_needed(config):
+        _fetch_plans(plan_all(wanted), mirror)
 
 
 def _fetch_plans(plans: list, mirror: Path) -> None:

@@ -13,12 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import Config, read_yaml
+from ..data.fetch import packages_needed
 from ..data.mirror import Mirror
 from ..data.registry import LOCAL, Source, choose_sources, fetch_command, files_needed, load_registry, local_paths
+from ..embedded.tasks import names_of_tasks
 from ..evaluation.benchmarks import EMBEDDED
 from ..evaluation.mirrored import tasks_to_score
 from ..store.files import sha256, whole_file
 from ..store.model_folder import is_model
+from ..store.packages import path_of
+from ..store.tuples import OWN
 
 EVALUATION = "08_evaluate"  # no score depends on the notebooks after it
 
@@ -39,8 +43,13 @@ def require_inputs(config: Config) -> None:
     _require_teacher(config.teacher)
     if config.data.source != "released":  # its tuples have their negatives
         _require_miner(config.mine.miner, config.data.source)
-    if config.evaluate.benchmark != EMBEDDED:
-        tasks_to_score(config.evaluate.benchmark, _here_or_in_repository(config.data.mirror))
+    for package in packages_needed(config):
+        path_of(package)
+    benchmark = config.evaluate.benchmark
+    names = [benchmark] if isinstance(benchmark, str) else benchmark
+    ours = {EMBEDDED, *names_of_tasks()}  # which the stage `data` makes, as it does those of local data
+    if public := [name for name in names if name not in ours and not name.endswith(OWN)]:
+        tasks_to_score(public, _here_or_in_repository(config.data.mirror))
 
 
 def _require_in_mirror(config: Config, sources: list[Source]) -> None:

