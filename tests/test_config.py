@@ -23,8 +23,8 @@ def place(params, path, value):
 # Resolving --------------------------------------------------------------------------------------
 
 
-NAMES = "nano, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M, SmolLM2-360M, Qwen2.5-0.5B, Gemma-3-1B, Llama-3.2-1B, "
-NAMES += "OLMo-2-1B, Mistral-7B"
+NAMES = "nano, smollm2, 0.6B, 1.7B, 4B, 8B, 14B, 330M, 160M, 80M, SmolLM2-360M, Qwen2.5-0.5B, Gemma-3-1B, "
+NAMES += "Llama-3.2-1B, OLMo-2-1B, Mistral-7B"
 TEACHERS = "none, hub:<repository>@<commit of the hub, 40 digits>, experiment:<name> or folder:<path>, as in "
 HUB = "hub:codefuse-ai/F2LLM-v2-4B@" + "0" * 40
 

@@ -97,7 +97,7 @@ def test_the_real_wheel_has_messages_of_every_kind_in_many_languages():
 
 
 def test_a_missing_or_another_wheel_is_one_clear_error(tmp_path, monkeypatch):
-    package = packages.Package("small", "1.0", "0" * 64, 3, "nano")
+    package = packages.Package("small", "1.0", "0" * 64, 3, "3.11", "nano")
     monkeypatch.setattr(packages, "folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"small-1.0-py3-none-any.whl is not there; remedy: f2llm fetch nano"):
         packages.path_of(package)
