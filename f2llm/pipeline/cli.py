@@ -216,7 +216,7 @@ def fetch(
         adopt_folder(mirror, config.data.released, adopt, config.data.revision)
     needed = files_needed(choose_sources(load_registry(), config.data, config.recipe)[0], config.data)
     if not needed:
-        print(f"data.from is {config.data.source}: no data to fetch from the hub; the papers' tuples: --set data.from=released")
+        print(f"data.from is {config.data.source}: no data to fetch; the papers' tuples: --set data.from=released")
     if wanted := ([] if adopt else needed) + models_needed(config):
         _fetch_plans(plan_all(wanted), mirror)
 

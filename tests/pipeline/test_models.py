@@ -293,7 +293,7 @@ def test_a_wheel_that_would_be_read_wrongly_is_refused(wheel, tmp_path, options,
 
 def test_a_wheel_of_another_shape_than_params_names_is_refused(wheel, tmp_path):
     backbone = replace(wheel(GGMLQuantizationType.F32), num_hidden_layers=3)
-    with pytest.raises(ValueError, match="has num_hidden_layers 2, but backbone.num_hidden_layers is 3; remedy"):
+    with pytest.raises(ValueError, match=r"has num_hidden_layers 2, but backbone.num_hidden_layers is 3; remedy"):
         unpacked(backbone, tmp_path / "backbone")
 
 
