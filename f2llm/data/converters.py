@@ -17,7 +17,7 @@ from typing import Any
 from .readers import Table, excerpt, require_columns, spelled
 
 Paths = str | list[str]  # a field path, or several whose texts are joined
-COMMON = ("where", "language", "to", "per")  # fields that every converter takes, see `convert`
+COMMON = ("where", "language", "to", "per", "columns")  # fields that every converter takes, see `convert`
 UNLABELLED = {"-1", "-", ""}  # how the NLI sets mark pairs on which the annotators did not agree
 
 
@@ -38,6 +38,7 @@ def convert(
     - language, to: the paths of the language codes of query and passage;
     - per: a pattern such as "{first}-{second}/*" that groups files by language or pair of languages. Each group is
       converted separately, with {first} in other fields replaced.
+    - columns: the names of the columns of CSV and TSV files without a header, which whoever opens them has used.
     left_out: is called with a reason for each row that `where` does not select or the converter passes over.
     ValueError for fields that the converter does not take, columns that a file does not have, and values of a wrong
     type.
@@ -214,7 +215,7 @@ def pairs(rows: Rows, query: Paths, passage: Paths, negatives: Paths | None = No
     """Query and passage, unchanged from the row: questions and answers, titles, summaries, code, instructions.
 
     A passage path with `*` gives one record per passage. negatives: one path to a list of texts, or a list of paths
-    to one negative each; empty negatives are left out.
+    to one negative each, of which one may be a list whose texts are joined; empty negatives are left out.
     """
     given = negatives or []
     if isinstance(given, str):

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from ..config import Config
 from .held_out import hold_out
 from .inspect import Report
-from .local import local_records
-from .readers import open_table
 
 
 def fit(report: Report, config: Config) -> list[str]:
@@ -18,7 +16,7 @@ def fit(report: Report, config: Config) -> list[str]:
     source = SimpleNamespace(name=report.path.stem, task=task, instruction="")
     part = SimpleNamespace(name=source.name, source=source, ready_made=not labelled)
     local = SimpleNamespace(source="local", held_out_percent=config.data.held_out_percent, split=config.data.split)
-    (held_out,) = hold_out([part], lambda _: local_records(open_table(report.path), task), local).values()
+    (held_out,) = hold_out([part], lambda _: report.records(), local).values()
     stages = {"stage1": config.stage1, "stage2": config.stage2}
     drawn = max(getattr(stage.hard_negatives, task) for stage in stages.values() if stage.epochs)
     lines = [f"as a source of size {config.name} by recipe {config.recipe}, as params.yaml has it:"]

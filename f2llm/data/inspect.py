@@ -4,17 +4,19 @@ import random
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..text import normalise, prompted
-from .local import Layout, layout_of, record_of, where
+from .local import Layout, layout_of, local_records, record_of, where
 from .readers import Table, excerpt, open_table
+from .shapes import Shape
 
 SAMPLE = 2000  # rows sampled to measure lengths and scripts
 SAMPLE_CHARACTERS = 4_000_000  # most characters sampled of one column: a tokenizer reads them in seconds
@@ -54,6 +56,7 @@ class Report:
     samples: dict[str, list[str]]
     shown: list[str]
     rows_by_negatives: dict[int, int]
+    records: Callable[[], Iterator[dict]] = field(repr=False)  # the training records
     fit: tuple[str, ...] = ()  # lines of `f2llm.data.fit`
 
     @property
@@ -87,15 +90,22 @@ class Report:
 
 
 def check_file(
-    path: Path, max_tokens: int, task: str | None = None, instruction: str | None = None, model: Path | None = None
+    path: Path,
+    max_tokens: int,
+    task: str | None = None,
+    instruction: str | None = None,
+    model: Path | None = None,
+    shape: Shape | None = None,
 ) -> Report:
     """A report on all rows of a local file: whether it is usable, its languages, lengths, problems and warnings.
 
     max_tokens: the length that longer texts are cut to. task: if None it is inferred from the columns; two different
     labels mean classification. model: a folder with a tokenizer; if None, models/backbone if that exists, otherwise
-    lengths are in characters. ValueError for a file that cannot be opened or lacks a column.
+    lengths are in characters. shape: of `shape_of`; the rows are then the records that its converter makes. ValueError
+    for a file that cannot be opened or lacks a column.
     """
-    table = open_table(path)
+    table = table_of(shape, path) if shape else open_table(path)
+    task = task or (shape.task if shape else None)
     layout, folder, findings = layout_of(table, task), _tokenizer_folder(model), Findings()
     for column in layout.unused:
         findings.add("column without a use", f"{table.path}: {column}")
@@ -127,8 +137,34 @@ def check_file(
         counts=dict(findings.counts),
         samples=dict(findings.samples),
         shown=[line for lines in seen for line in lines],
+        records=lambda: local_records(table, task),
         rows_by_negatives={int(num): int(count) for num, count in rows["num_negatives"].value_counts().items()},
     )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The records of a shape with the interface of a table, so that they are checked as the rows of a file are."""
+
+    path: Path
+    columns: list[str]
+    records: Callable[[], Iterator[dict]]
+
+    def rows(self, numbers=None, columns=None, bad=None) -> Iterator[tuple[int, dict]]:
+        """(number from 1, record) of every record."""
+        yield from enumerate(self.records(), start=1)
+
+
+def table_of(shape: Shape, path: Path) -> Converted:
+    """The records of a shape as a table with columns query, passage or label, and perhaps negatives and language."""
+    records = (
+        shape.records if shape.converter else lambda: chain(*(local_records(open_table(file)) for file in shape.files))
+    )
+    first = next(iter(records()), None)
+    if first is None:
+        raise ValueError(f"{path} holds {shape.what}, but no row gives a training pair; remedy: other rows")
+    known = ("query", "passage", "label", "negatives", "language")
+    return Converted(path, [name for name in known if name in first], records)
 
 
 def _look_at_rows(table: Table, layout: Layout, findings: "Findings"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from .readers import Table, excerpt, require_columns, spelled
+from .shapes import flow, recognise
 
 Wrong = Callable[[str, object, str], None]  # field, value, rule that it breaks
 
@@ -38,7 +39,7 @@ def layout_of(table: Table, task: str | None) -> Layout:
     columns = table.columns
     labelled = task != "retrieval" and "label" in columns and "passage" not in columns
     required = ["query", "label" if labelled else "passage"]
-    if not set(required) <= set(columns) and (hint := _hint(columns, required)):
+    if not set(required) <= set(columns) and (hint := _hint(table, required)):
         raise ValueError(f"{table.path} has the columns {', '.join(map(repr, columns))}; remedy: {hint}")
     require_columns(table, required)
     numbered = [name for name in columns if re.fullmatch(r"negative_\d+", name)]
@@ -76,35 +77,15 @@ _STS = "converter: sts, fields: {{first: query, second: passage, score: {}, mini
 MEANINGS = {name: _DUPLICATES.format(name) for name in ("label", "labels", "is_duplicate", "target", "gold_label")}
 MEANINGS |= {name: _STS.format(name) for name in ("score", "scores", "similarity", "relevance", "rating")}
 
-# Layouts of other tools: the columns that tell them, and the converter that reads them.
-LAYOUTS = {
-    (
-        "query",
-        "pos",
-        "neg",
-    ): "FlagEmbedding's, converter: pairs, fields: {query: query, passage: pos.*, negatives: neg}",
-    ("query", "positive_passages", "negative_passages"): "Tevatron's, converter: pairs, fields: {query: query, "
-    "passage: positive_passages.*.text, negatives: negative_passages.*.text}",
-    ("anchor", "positive", "negative"): "sentence-transformers' triplets, converter: pairs, fields: {query: anchor, "
-    "passage: positive, negatives: [negative]}",
-    (
-        "anchor",
-        "positive",
-    ): "sentence-transformers' pairs, converter: pairs, fields: {query: anchor, passage: positive}",
-    ("sentence1", "sentence2", "score"): "scored pairs, converter: sts, fields: {first: sentence1, second: sentence2, "
-    "score: score, minimum: <least score of a positive>}",
-    ("sentence1", "sentence2", "label"): "labelled pairs, converter: duplicates, fields: {first: sentence1, second: "
-    "sentence2, label: label, duplicate: 1}",
-    ("text", "label"): "labelled texts, converter: labels, fields: {text: text, label: label}",
-    ("question", "answer"): "questions and answers, converter: pairs, fields: {query: question, passage: answer}",
-}
 
-
-def _hint(columns: list[str], required: list[str]) -> str:
+def _hint(table: Table, required: list[str]) -> str:
     """What to do about a file without the required columns: a converter, or names that are nearly right."""
-    for names, entry in LAYOUTS.items():
-        if set(names) <= set(columns):
-            return f"these are {entry} in the source's entry in data/sources.yaml"
+    if shape := recognise((table.path,), {}):
+        return (
+            f"converter: {shape.converter}, fields: {flow(shape.fields)} in the source's entry in data/sources.yaml, "
+            f"since it holds {shape.what}; `f2llm check` prints the entry"
+        )
+    columns = table.columns
     nearly = {name: column for name in required if name not in columns for column in columns if _alike(name, column)}
     return " and ".join(f"rename {column!r} to {name!r}" for name, column in nearly.items())
 

@@ -1,4 +1,4 @@
-"""Readers of JSON Lines, CSV, TSV and Parquet files, row by row, with errors that name file, row and remedy.
+"""Readers of JSON Lines, CSV, TSV, Parquet and Arrow files, row by row, with errors that name file, row and remedy.
 
 A row is a dict. Rows are counted from 1, without blank lines. Text files are UTF-8.
 """
@@ -123,14 +123,40 @@ class ParquetTable:
             raise ValueError(message) from None
 
 
-Table = TextTable | ParquetTable
+@dataclass(frozen=True)
+class ArrowTable:
+    """A memory-mapped Arrow stream, as `datasets` saves it."""
+
+    path: Path
+    columns: list[str]
+    content: pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        return self.content.num_rows
+
+    def rows(
+        self, numbers: np.ndarray | None = None, columns: list[str] | None = None, bad: Bad | None = None
+    ) -> Iterator[tuple[int, dict]]:
+        """(row number from 1, row); see TextTable.rows. Only `columns` are read, all if None."""
+        chosen = np.arange(self.num_rows) if numbers is None else _checked(self.path, numbers)
+        if len(chosen) and chosen[-1] >= self.num_rows:
+            raise ValueError(f"{self.path} has {self.num_rows} rows, but row {chosen[-1] + 1} is asked for")
+        content = self.content.select(columns) if columns else self.content
+        for start in range(0, len(chosen), BATCH_ROWS):
+            some = chosen[start : start + BATCH_ROWS]
+            yield from zip((some + 1).tolist(), content.take(pa.array(some, type=pa.int64())).to_pylist())
 
 
-def open_table(path: Path) -> Table:
-    """The table of a file with suffix .jsonl, .json, .csv, .tsv (each also with .gz) or .parquet.
+Table = TextTable | ParquetTable | ArrowTable
 
-    A .json file has one object per line; .csv and .tsv begin with a header. The columns of JSON Lines are those of
-    the first 100 rows. ValueError for a file that is missing, empty, damaged or of another kind.
+
+def open_table(path: Path, names: list[str] | None = None) -> Table:
+    """The table of a file with suffix .jsonl, .json, .csv, .tsv (each also with .gz), .parquet or .arrow.
+
+    A .json file has one object per line; .csv and .tsv begin with a header. names: the columns of a .csv or .tsv file
+    without one. The columns of JSON Lines are those of the first 100 rows. ValueError for a file that is missing,
+    empty, damaged or of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -141,10 +167,12 @@ def open_table(path: Path) -> Table:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.suffix == ".parquet":
         return _open_parquet(path)
+    if path.suffix == ".arrow":
+        return _open_arrow(path)
     if suffix in TEXT_SUFFIXES:
         _check_first_bytes(path)
-        return _open_separated(path, SEPARATORS[suffix]) if suffix in SEPARATORS else _open_json(path)
-    known = ", ".join([*TEXT_SUFFIXES, "the same with .gz", ".parquet"])
+        return _open_separated(path, SEPARATORS[suffix], names) if suffix in SEPARATORS else _open_json(path)
+    known = ", ".join([*TEXT_SUFFIXES, "the same with .gz", ".parquet", ".arrow"])
     raise ValueError(f"{path}: unknown suffix '{path.suffix}'; remedy: a file of one of the kinds {known}")
 
 
@@ -263,8 +291,8 @@ def _without_doubled_keys(pairs: list[tuple[str, object]]) -> dict:
 # CSV and TSV ------------------------------------------------------------------------------------
 
 
-def _open_separated(path: Path, separator: str) -> TextTable:
-    _, columns = next(_cells(path, separator, _ignore), (1, []))
+def _open_separated(path: Path, separator: str, names: list[str] | None) -> TextTable:
+    _, columns = (0, names) if names else next(_cells(path, separator, _ignore), (1, []))
     if isinstance(columns, csv.Error) or not any(column.strip() for column in columns):
         raise ValueError(f"{path}: the header is missing; remedy: a first line that names the columns")
     doubled = sorted({column for column in columns if columns.count(column) > 1})
@@ -272,14 +300,15 @@ def _open_separated(path: Path, separator: str) -> TextTable:
         raise ValueError(f"{path}: the header names columns twice: {doubled}; remedy: a name of its own for each")
 
     def records(bad: Bad) -> Iterator[tuple[int, list[str] | csv.Error]]:
-        return islice(_cells(path, separator, bad), 1, None)
+        return islice(_cells(path, separator, bad), 0 if names else 1, None)
 
     def convert(cells: list[str] | csv.Error) -> dict:
         if isinstance(cells, csv.Error):
             raise ValueError(f"{cells}; remedy: {ESCAPED if isinstance(cells, _Escaped) else QUOTED}")
         if len(cells) != len(columns):
+            known = "there are" if names else "the header has"
             raise ValueError(
-                f"{len(cells)} cells, but the header has {len(columns)}: {excerpt(separator.join(cells))}; "
+                f"{len(cells)} cells, but {known} {len(columns)}: {excerpt(separator.join(cells))}; "
                 "remedy: quote cells that hold separators, quotes or line breaks"
             )
         return dict(zip(columns, cells))
@@ -373,6 +402,19 @@ def _open_parquet(path: Path) -> ParquetTable:
     if num_rows == 0:
         raise ValueError(f"{path} holds no rows; remedy: a file with rows")
     return ParquetTable(path, columns, num_rows)
+
+
+# Arrow ------------------------------------------------------------------------------------------
+
+
+def _open_arrow(path: Path) -> ArrowTable:
+    try:
+        content = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole Arrow stream ({_line(error)}); remedy: save it again") from None
+    if content.num_rows == 0:
+        raise ValueError(f"{path} holds no rows; remedy: a file with rows")
+    return ArrowTable(path, content.column_names, content)
 
 
 # Helpers ----------------------------------------------------------------------------------------

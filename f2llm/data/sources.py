@@ -63,7 +63,8 @@ def _caps(source: Source, data: Data) -> list[int]:
 
 
 def _records(part: Part, data: Data) -> Iterator[dict]:
-    source, opened = part.source, [open_table(path) for path in part.paths]
+    source, names = part.source, part.source.fields.get("columns")
+    opened = [open_table(path, names) for path in part.paths]
     if data.source == "local" and source.converter is None:
         for table in opened:
             yield from local_records(table, source.task)
@@ -195,5 +196,5 @@ def _local_part(source: Source) -> Part:
         if len(others) > 1:
             raise ValueError(f"source '{source.name}': some files have labels, others passages; remedy: two sources")
         ready_made = others == {"passage"}
-    inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    inputs = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in zip(source.files, paths)}
     return Part(source.name, source, paths, None, inputs, ready_made)

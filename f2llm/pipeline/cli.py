@@ -283,23 +283,36 @@ def evaluate(
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="JSON Lines, CSV, TSV or Parquet with query, and passage or label")],
+    file: Annotated[Path, typer.Argument(help="a file, or a folder of BEIR, mteb or `datasets`")],
     task: Annotated[str | None, typer.Option(help="retrieval, clustering or classification; or by its columns")] = None,
     instruction: Annotated[str | None, typer.Option(help="what is put before its queries")] = None,
     model: Annotated[Path | None, typer.Option(help="whose tokens are counted")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="what the file does not tell, when asked")] = [],  # noqa: B006
 ) -> None:
     """Check a file of training data: prints a report; exit code 0 if the file is usable, 1 if it has problems.
 
-    A usable file is also held against the recipe of params.yaml that would train on it.
+    Files of other tools are recognised: FlagEmbedding, sentence-transformers, Tevatron, BEIR and mteb, MS MARCO's
+    triples, data sets saved by `datasets`. A usable file is also held against the recipe of params.yaml that would
+    train on it, and its entry for data/sources.yaml is printed.
     """
     from ..data.fit import fit
     from ..data.inspect import check_file
+    from ..data.registry import LOCAL
+    from ..data.shapes import entry_of, shape_of
 
     config = load_config()
-    report = check_file(file, config.stage2.max_tokens, task=task, instruction=instruction, model=model)
+    shape = shape_of(file, dict(setting.split("=", 1) for setting in settings))
+    report = check_file(file, config.stage2.max_tokens, task, instruction, model, shape)
     if report.usable:
         report = replace(report, fit=tuple(fit(report, config)))
+    if shape:
+        print(f"{file} holds {shape.what}; the rows below are the training rows that converter {shape.converter} makes")
+        if shape.unused:
+            print(f"not read: {', '.join(shape.unused)}")
     print(report)
+    if report.usable:
+        print(f"entry for data/sources.yaml, once {file.name} lies in {LOCAL}:")
+        print(entry_of(file, shape, report.task, instruction, root() / LOCAL))
     raise typer.Exit(not report.usable)
 
 

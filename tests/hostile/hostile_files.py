@@ -281,7 +281,7 @@ def a_column_that_says_which_pairs_match(tmp_path, name):
 
 
 @refused(
-    r"remedy: these are .*converter: (pairs|sts|duplicates|labels), fields: \{.*\}",
+    r"remedy: converter: (pairs|sts|duplicates|labels), fields: \{.*\}",
     ("query", "pos", "neg"),
     ("query", "positive_passages", "negative_passages"),
     ("anchor", "positive", "negative"),

@@ -81,7 +81,9 @@ def test_the_stage_config_names_a_wheel_that_is_missing_before_any_work(tmp_path
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("f2llm.store.packages.folder", lambda: tmp_path)
     path_of.cache_clear()
-    with pytest.raises(ValueError, match=r"homeassistant-.*whl is not there; remedy: f2llm fetch nano \(downloads 51 MB"):
+    with pytest.raises(
+        ValueError, match=r"homeassistant-.*whl is not there; remedy: f2llm fetch nano \(downloads 51 MB"
+    ):
         require_inputs(load_config("nano"))
 
 
