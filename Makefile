@@ -44,11 +44,11 @@ bench: .venv/installed  ## measure speed and memory on this CPU (about an hour),
 
 lint: .venv/installed  ## check the style of code and notebooks, and that notebooks have no outputs
 	@python -m ruff check . && python -m ruff format --check .
-	@python -m nbstripout --verify --keep-id notebooks/*.ipynb
+	@python -m nbstripout --verify --keep-id notebooks/*.ipynb notebooks/explore/*.ipynb
 
 format: .venv/installed  ## format code and notebooks, remove outputs
 	@python -m ruff check --fix --quiet . ; python -m ruff format --quiet .
-	@python -m nbstripout --keep-id notebooks/*.ipynb
+	@python -m nbstripout --keep-id notebooks/*.ipynb notebooks/explore/*.ipynb
 
 lab: .venv/installed  ## open the notebooks in JupyterLab
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt jupyterlab
