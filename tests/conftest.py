@@ -27,6 +27,7 @@ from f2llm.store.files import sha256
 from f2llm.store.tuples import DOCUMENTS, SCHEMA, TupleStore, read_arrow, write_arrow
 
 ROOT = Path(__file__).parents[1]
+STAGE_NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem != "00_walkthrough")
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Der schnelle braune Fuchs springt über den faulen Hund.",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT, STAGE_NOTEBOOKS
 
 from f2llm.pipeline.notebook import code_of, write_stage_code
 from f2llm.store.code import code_digests, imported_modules
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = STAGE_NOTEBOOKS
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 TRAINING = {
     "04_stage1": {"stage1", "seed"},

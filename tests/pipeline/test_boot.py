@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, STAGE_NOTEBOOKS
 
 PRINT = "from f2llm.pipeline.boot import boot; import os; print(boot().name, os.getcwd())"
 
@@ -70,9 +70,13 @@ def test_papermill_with_a_parameter_that_does_not_exist_is_an_error(cell, tmp_pa
 
 def test_the_first_cell_of_a_notebook_alone_says_to_clone_the_repository(tmp_path):
     """As Colab opens it: f2llm cannot be imported."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    begins = set()
+    for path in [*STAGE_NOTEBOOKS, *(ROOT / "notebooks" / "explore").glob("*.ipynb")]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        (tmp_path / "alone.py").write_text("".join(cells[1]["source"] + ["\n"] + cells[2]["source"]))
+        first = next(text for cell in cells if "import boot" in (text := "".join(cell["source"])))
+        begins.add(first.partition("config = boot")[0])
+    assert len(begins) == 1, "all notebooks begin with the same import"
+    (tmp_path / "alone.py").write_text(begins.pop())
     hidden = "import sys; sys.modules['f2llm'] = None; exec(open('alone.py').read())"
     done = python(hidden, tmp_path)
     last = done.stderr.splitlines()[-1]

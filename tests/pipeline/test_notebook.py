@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, STAGE_NOTEBOOKS
 
 from f2llm.pipeline.notebook import code_of, stage_notebooks, write_html
 
@@ -138,9 +138,10 @@ def test_running_cells_in_a_kernel_and_saving_leaves_the_code_as_it_was(tmp_path
 
 def test_copies_and_other_files_beside_the_notebooks_are_no_stages(tmp_path):
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
-    names = [path.name for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+    names = [path.name for path in STAGE_NOTEBOOKS]
     beside = [
         "04_stage1-Copy1.ipynb",
+        "00_walkthrough.ipynb",
         "Untitled.ipynb",
         "11_mine.ipynb",
         "04_stage1 copy.ipynb",

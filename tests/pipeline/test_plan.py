@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, STAGE_NOTEBOOKS
 from transformers import Qwen3Config, Qwen3Model
 
 from f2llm.config import load_config, read_yaml, resolve
@@ -356,7 +356,7 @@ def test_training_notebooks_are_stopped_and_others_are_not(here, monkeypatch, tm
     monkeypatch.setattr(cli, "require_writable", lambda *_, **__: done.append("began"))
     monkeypatch.setattr(cli, "execute", lambda *_: done.append("ran"))
     monkeypatch.setattr("f2llm.store.checkpoint.clear_finished", lambda _: None)
-    stopped, notebooks = [], sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    stopped, notebooks = [], [path.stem for path in STAGE_NOTEBOOKS]
     for notebook in notebooks:
         try:
             cli.run(notebook)
