@@ -204,7 +204,7 @@ def test_uncached_outputs_are_metrics_and_plots_only():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.size=nanno", "model.size is 'nanno', but params.yaml offers only: nano, 0.6B"),
+        ("model.size=nanno", "model.size is 'nanno', but params.yaml offers only: nano, smollm2, 0.6B"),
         ("+override.stage1.temprature=1", "stage1: unknown key 'temprature'; did you mean 'temperature'?"),
         ("model.size=1.7B", "this machine cannot train size 1.7B, nothing was run"),
     ],
