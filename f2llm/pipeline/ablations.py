@@ -30,6 +30,7 @@ from .notebook import MODELS, code_of, stage_notebooks
 
 KEYS = ["group", "arm", "seed", "model", "type"]
 COLUMNS = [*KEYS, "score", "base", "experiment", "commit"]
+CLAIMED = ["claim", "model", "gain", "low", "high", "seeds", "shown"]
 MEAN = "Mean"  # over all tasks, beside types of tasks
 RESULTS = Path("results/ablations.csv")
 LOGS = Path("scratch/ablate")  # the output of every experiment, as <its name>.log
@@ -317,24 +318,29 @@ def compare(scores: pd.DataFrame, first: dict[str, str], confidence: float = 0.9
     return pd.DataFrame(rows)
 
 
-def claims(compared: pd.DataFrame, path: Path = Path("ablations.yaml")) -> pd.DataFrame:
-    """One row per claim of ablations.yaml and model: gain (what is lost without the part), low, high, seeds, shown.
+def claims(scores: pd.DataFrame, path: Path = Path("ablations.yaml")) -> pd.DataFrame:
+    """One row per claim of ablations.yaml and model: gain, its interval (low, high), seeds, shown.
 
-    compared: of `compare`. shown: 'yes' if the whole interval is above 0, 'no' if it is below, else 'within noise'.
+    scores: of `read_ablations`. gain: times 100, what the mean loses in the claim's arm, against the group's first arm;
+    or, for a claim with `over` instead of an arm, by how much the model is above that one in the first arm. Paired by
+    seed. shown: 'yes' if the whole interval is above 0, 'no' if it is below, else the verdict of `difference`.
     ValueError for a claim about an arm that the plan does not have.
     """
-    arms, rows = {(one.group, one.arm) for one in experiments(path)}, []
+    planned, rows = experiments(path), []
+    arms, first = {(one.group, one.arm) for one in planned}, first_arms(planned)
+    means = 100 * scores[scores["type"] == MEAN].set_index(["group", "arm", "model", "seed"])["score"].sort_index()
     for claim, about in read_yaml(path).get("claims", {}).items():
-        if (about["group"], about["arm"]) not in arms:
-            raise ValueError(
-                f"{path}: the claim {claim!r} is about {about['arm']!r}, which is no arm of {about['group']}"
-            )
-        found = compared[(compared["group"] == about["group"]) & (compared["arm"] == about["arm"])]
-        for row in found[found["model"].isin(about["models"])].itertuples():
-            shown = {"lower": "yes", "higher": "no"}.get(row.verdict, row.verdict)
-            facts = {"gain": -row.difference, "low": -row.high, "high": -row.low, "seeds": row.seeds, "shown": shown}
-            rows.append({"claim": claim, "model": row.model} | facts)
-    return pd.DataFrame(rows, columns=["claim", "model", "gain", "low", "high", "seeds", "shown"])
+        group, arm = about["group"], about.get("arm", first.get(about["group"]))
+        if (group, arm) not in arms:
+            raise ValueError(f"{path}: the claim {claim!r} is about {arm!r}, which is no arm of {group}")
+        for model in about["models"]:
+            sides = (first[group], model), (arm, about.get("over", model))
+            whole, without = (means.get((group, *side), pd.Series(dtype=float)) for side in sides)
+            change = (whole - without).dropna()
+            gain, low, high, verdict = difference(change, 0.95)
+            shown = {"higher": "yes", "lower": "no"}.get(verdict, verdict)
+            rows.append(dict(zip(CLAIMED, (claim, model, gain, low, high, len(change), shown), strict=True)))
+    return pd.DataFrame(rows, columns=CLAIMED)
 
 
 def half_interval(values: pd.Series, confidence: float = 0.95) -> float:

@@ -365,7 +365,7 @@ def readme() -> None:
     compared = compare(ablated[ablated["group"] != "family"], first_arms(experiments(folder / "ablations.yaml")))
     sources = tables.registry_markdown(load_registry(folder / "data" / "sources.yaml"))
     tables.write_between(folder / "README.md", tables.RESULT_MARKS, tables.results_markdown(*family(ablated)))
-    claimed = tables.claims_markdown(claims(compared, folder / "ablations.yaml"))
+    claimed = tables.claims_markdown(claims(ablated, folder / "ablations.yaml"))
     tables.write_between(folder / "README.md", tables.CLAIM_MARKS, claimed)
     tables.write_between(folder / "docs" / "ablations.md", tables.ABLATION_MARKS, tables.ablations_markdown(compared))
     tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)

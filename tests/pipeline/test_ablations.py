@@ -155,15 +155,20 @@ def test_a_claim_gains_what_its_arm_loses(tmp_path):
     plan = f"seeds: [0, 1, 2]\ngroups: {{g: {{models: [m, n], settings: [], arms: {arms}}}}}\nclaims:\n"
     path = tmp_path / "plan.yaml"
     path.write_text(plan + "  it helps: {group: g, arm: less, models: [m]}\n")
-    compared = compare(scores_of(default=(0.2, 0.3, 0.4), less=(0.19, 0.2901, 0.3899)), {"g": "default"})
-    (row,) = claims(compared, path).to_dict("records")
+    scores = scores_of(default=(0.2, 0.3, 0.4), less=(0.19, 0.2901, 0.3899))
+    (row,) = claims(scores, path).to_dict("records")
     assert (row["claim"], row["model"], row["seeds"], row["shown"]) == ("it helps", "m", 3, "yes")
     assert row["low"] < row["gain"] < row["high"] and row["gain"] == pytest.approx(1, abs=0.01)
-    better = compare(scores_of(default=(0.2, 0.3, 0.4), less=(0.21, 0.31, 0.4101)), {"g": "default"})
+    better = scores_of(default=(0.2, 0.3, 0.4), less=(0.21, 0.31, 0.4101))
     assert claims(better, path)["shown"].tolist() == ["no"]
+    path.write_text(plan + "  it is above: {group: g, over: n, models: [m]}\n")
+    both = pd.concat([scores, scores_of(default=(0.1, 0.2, 0.3)).assign(model="n")])
+    (row,) = claims(both, path).to_dict("records")
+    assert (row["model"], row["seeds"], row["shown"]) == ("m", 3, "yes") and row["gain"] == pytest.approx(10)
+    assert claims(scores, path)["shown"].tolist() == ["too few seeds"], "no score of the other"
     path.write_text(plan + "  it helps: {group: g, arm: more, models: [m]}\n")
     with pytest.raises(ValueError, match="the claim 'it helps' is about 'more', which is no arm of g"):
-        claims(compared, path)
+        claims(scores, path)
 
 
 def test_the_family_has_means_over_seeds_and_scipys_intervals():
