@@ -80,7 +80,7 @@ def plot_sizes(axes, points: pd.DataFrame) -> None:
     right.set(xlabel="dimensions kept")
     _log_axis(right, points["dim"].unique())
     for one in axes:
-        one.legend(loc="lower right")
+        one.legend(loc="center right")
 
 
 def plot_claims(axes, claimed: pd.DataFrame) -> None:
