@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
+from threadpoolctl import threadpool_limits
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -105,7 +106,8 @@ def token_table(pairs: Iterable[tuple[list[list[int]], list[list[int]]]], shape:
     row, column = met.nonzero()
     information = np.log(met.data / (often[row] * context[column])).clip(0)
     ppmi = sparse.csr_matrix((information, (row, column)), shape=met.shape)
-    values, vectors = eigsh((ppmi + ppmi.T) / 2, dim, which="LA", v0=np.ones(vocab, dtype=np.float32), tol=1e-3)
+    with threadpool_limits(1, user_api="blas"):  # so that the table does not depend on the number of cores
+        values, vectors = eigsh((ppmi + ppmi.T) / 2, dim, which="LA", v0=np.ones(vocab, dtype=np.float32), tol=1e-3)
     table = vectors[:, np.argsort(-values)] * math.sqrt(vocab / dim)
     table[often == 0] = 0
     return table.astype(np.float32)

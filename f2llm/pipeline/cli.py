@@ -306,9 +306,7 @@ def check(
     if report.usable:
         report = replace(report, fit=tuple(fit(report, config)))
     if shape:
-        made = (
-            f"; the rows below are the training rows that converter {shape.converter} makes" if shape.converter else ""
-        )
+        made = "; the rows below are the training rows that its converter makes" if shape.converter else ""
         print(f"{file} holds {shape.what}{made}")
         if shape.unused:
             print(f"not read: {', '.join(shape.unused)}")
