@@ -301,6 +301,8 @@ def check(
     from ..data.shapes import entry_of, shape_of
 
     config = load_config()
+    if wrong := [setting for setting in settings if "=" not in setting]:
+        raise ValueError(f"--set {wrong[0]}: must be name=value; remedy: as in --set minimum=4")
     shape = shape_of(file, dict(setting.split("=", 1) for setting in settings))
     report = check_file(file, config.stage2.max_tokens, task, instruction, model, shape)
     if report.usable:

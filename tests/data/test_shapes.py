@@ -221,6 +221,12 @@ def test_judgements_for_training_are_asked_for_where_none_is_named_train(tmp_pat
         shape_of(tmp_path / "set", {"split": "train"})
 
 
+def test_an_answer_without_a_value_is_refused(tmp_path, at_home):
+    write_rows(tmp_path / "sts.jsonl", SCORED)
+    _, error = check(tmp_path / "sts.jsonl", "--set", "minimum")
+    assert str(error) == "--set minimum: must be name=value; remedy: as in --set minimum=4"
+
+
 def test_an_answer_without_a_question_is_refused(tmp_path, at_home):
     name, _ = anchors(tmp_path)
     with pytest.raises(ValueError, match=r"--set minimum: .* asks for nothing; remedy: leave it out"):
