@@ -76,6 +76,7 @@ class Machine:
     processes: NonNegativeInt
     token_budget: PositiveInt
     activation_tokens: PositiveInt
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
     compile: bool
     recompute: Literal["none", "selective", "full"]
     shard: bool

@@ -61,11 +61,13 @@ class Embedder:
         self._tokenizing = threading.Lock()  # a fast tokenizer serves one thread at a time
 
     @classmethod
-    def load(cls, path: Path | str, token_budget: int = 8192, training: bool = False) -> "Embedder":
+    def load(
+        cls, path: Path | str, token_budget: int = 8192, training: bool = False, precision: str = "auto"
+    ) -> "Embedder":
         """From a folder with config.json, safetensors and tokenizer, onto the GPU if there is one.
 
-        Weights are bfloat16 on Ampere or newer; float32 on CPU, on older GPUs and for training, where
-        `autocast_dtype` then makes the matrix products bfloat16 and keeps weights and gradients exact.
+        Weights are bfloat16 on Ampere or newer; float32 on CPU, on older GPUs and for training. There `precision` says
+        what matrix products are computed in (`machine.precision`); weights and their gradients stay float32.
         """
         path = Path(path)
         check_model_folder(path)
@@ -80,7 +82,8 @@ class Embedder:
             )
         longest = min(longest_text(path) or math.inf, model.config.max_position_embeddings)
         embedder = cls(model, tokenizer, longest, token_budget)
-        embedder.autocast_dtype = dtype if training and dtype != torch.float32 else None
+        products = dtype if precision == "auto" else getattr(torch, precision)
+        embedder.autocast_dtype = products if training and products != torch.float32 else None
         return embedder
 
     @classmethod

@@ -1,4 +1,4 @@
-"""AdamW and its schedule, counted in optimizer steps whatever the number of processes."""
+"""AdamW, its schedule and the scale of float16 gradients, in optimizer steps whatever the number of processes."""
 
 import math
 
@@ -30,3 +30,38 @@ def learning_rate(step: int, num_steps: int, config: Training) -> float:
     progress = min(1.0, (step - warmup + 1) / max(1, num_steps - warmup))
     cosine = (1 + math.cos(math.pi * progress)) / 2
     return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
+
+
+class LossScale:
+    """The factor that keeps float16 gradients between vanishing and overflow; 1 where it is not needed.
+
+    It halves when gradients overflow, whose step is left out, and doubles after STEADY steps without. Not torch's
+    GradScaler, which looks at each process's gradients alone: sharded processes could then step or not, each by itself.
+    """
+
+    FIRST, STEADY = 2.0**16, 2000
+
+    def __init__(self, needed: bool):
+        self.needed, self.factor, self.steady = needed, self.FIRST if needed else 1.0, 0
+
+    def overflowed(self, grad_norm: float) -> bool:
+        """Whether to leave out a step with this gradient norm; at a factor of 1 the fault is not the scale's."""
+        if math.isfinite(grad_norm):
+            self.steady += 1
+            if self.needed and self.steady % self.STEADY == 0:
+                self.factor *= 2
+            return False
+        self.steady = 0
+        if self.factor <= 1:
+            return False
+        self.factor /= 2
+        return True
+
+    def state(self) -> dict:
+        """What `resume` needs."""
+        return {"loss_scale": self.factor, "loss_scale_steady": self.steady} if self.needed else {}
+
+    def resume(self, state: dict) -> None:
+        """Take up the factor of a checkpoint; one of another precision has none."""
+        if self.needed and "loss_scale" in state:
+            self.factor, self.steady = state["loss_scale"], state["loss_scale_steady"]

@@ -101,11 +101,16 @@ def ahead(make: Callable, items: Iterable, depth: int = 2) -> Iterator:
 
 
 def grad_cache_backward(
-    model: Embedder, packed: PackedBatch, config: Training, target: Tensor | None = None
+    model: Embedder,
+    packed: PackedBatch,
+    config: Training,
+    target: Tensor | None = None,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Weighted losses of a batch by name; their gradients are added to the parameters'.
 
-    target (texts, at least D): the teacher's embeddings.
+    target (texts, at least D): the teacher's embeddings. scale: a factor of the gradients, see
+    `f2llm.optimizer.LossScale`; `clip_gradients` takes it out again.
     Gradient caching (GradCache): all texts are embedded, the loss gives the gradient of every embedding, and each pack
     is embedded once more to propagate its part of that gradient, unless its activations were kept. So losses and
     gradients do not depend on what fits into memory. Source: Gao et al. 2021, arXiv 2101.06983.
@@ -118,7 +123,7 @@ def grad_cache_backward(
     embeddings = distributed.gather(_cat(outputs, model), packed.shares).requires_grad_()  # (texts, D)
     losses = compute_losses(embeddings, packed.batch, config, target)
     sum(losses.values()).backward()
-    gradient = embeddings.grad  # (texts, D)
+    gradient = scale * embeddings.grad  # (texts, D)
     if distributed.is_sharded(model.model):
         gradient = gradient * distributed.world_size()  # FSDP2 takes the mean over processes
     for number in reversed(range(len(packed.packs))):  # the kept ones first: their memory is free for the others
@@ -176,8 +181,12 @@ def same_group(batch: Batch, device: torch.device) -> Tensor:
     return (group[:, None] == group[None, :]) | (document[:, None] == document[None, :])
 
 
-def clip_gradients(model: Embedder, max_norm: float) -> float:
-    """Scale all gradients so that their norm is at most `max_norm`; the norm before."""
+def clip_gradients(model: Embedder, max_norm: float, scale: float = 1.0) -> float:
+    """Divide all gradients by `scale`, then shrink them so that their norm is at most `max_norm`; the norm before."""
+    if scale != 1:
+        for parameter in model.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
     norm = torch.nn.utils.clip_grad_norm_(model.model.parameters(), max_norm)
     return float(norm.full_tensor() if distributed.is_sharded(model.model) else norm)
 

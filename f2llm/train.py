@@ -9,7 +9,7 @@ from . import distributed
 from .batches import HomogeneousBatches
 from .config import Machine, Training
 from .model import Embedder
-from .optimizer import build_optimizer, learning_rate
+from .optimizer import LossScale, build_optimizer, learning_rate
 from .step import (
     PackedBatch,
     ahead,
@@ -40,18 +40,20 @@ def train(
     is to reach, see `f2llm.teacher`. tokens: of the documents, where they are stored.
     """
     optimizer = build_optimizer(model.model, config)
-    first = resume(model, optimizer, run)
+    scale = LossScale(needed=model.autocast_dtype == torch.float16)
+    first = resume(model, optimizer, scale, run)
     model.model.train()
     for packed in ahead(lambda step: prepare(model, batches[step], machine, tokens), range(first, len(batches))):
         step = len(run.rows) + 1
         target = teacher(packed) if teacher and config.distillation_weight else None
-        losses = grad_cache_backward(model, packed, config, target)
-        grad_norm = clip_gradients(model, config.max_grad_norm)
-        require_finite(step, packed, losses, grad_norm)
+        losses = grad_cache_backward(model, packed, config, target, scale.factor)
+        grad_norm = clip_gradients(model, config.max_grad_norm, scale.factor)
         rate = learning_rate(step - 1, len(batches), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        if not scale.overflowed(grad_norm):
+            require_finite(step, packed, losses, grad_norm)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.log(step, packed.batch.source, rate, grad_norm, losses, packed.tokens())
         if config.validate_every and (step % config.validate_every == 0 or step == len(batches)):
@@ -59,12 +61,12 @@ def train(
         if run.folder and (step % machine.save_every == 0 or step == len(batches)):
             if isinstance(teacher, Cached):
                 teacher.flush()
-            save(step, model, optimizer, run)
+            save(step, model, optimizer, scale, run)
     model.model.eval()
 
 
-def resume(model: Embedder, optimizer: torch.optim.Optimizer, run: Run) -> int:
-    """Load the newest checkpoint of run.folder into model, optimizer and run; returns the number of steps done."""
+def resume(model: Embedder, optimizer: torch.optim.Optimizer, scale: LossScale, run: Run) -> int:
+    """Load the newest checkpoint of run.folder into all that training changes; returns the number of steps done."""
     if not run.folder:
         return 0
     path = checkpoint.latest(run.folder) if distributed.rank() == 0 else None
@@ -73,15 +75,16 @@ def resume(model: Embedder, optimizer: torch.optim.Optimizer, run: Run) -> int:
     if state is None:
         return 0
     distributed.load_full_state_dict(model.model, optimizer, weights, optimizer_state)
+    scale.resume(state)
     run.resume(state["step"], state)
     if not run.quiet:
         print(f"{run.name}: resumes after step {state['step']} of {run.num_steps}, from {path}", flush=True)
     return state["step"]
 
 
-def save(step: int, model: Embedder, optimizer: torch.optim.Optimizer, run: Run) -> None:
+def save(step: int, model: Embedder, optimizer: torch.optim.Optimizer, scale: LossScale, run: Run) -> None:
     """Write a checkpoint of this step into run.folder, by process 0."""
     weights, optimizer_state = distributed.full_state_dict(model.model, optimizer)
     if distributed.rank() == 0:
-        checkpoint.save(run.folder, step, weights, optimizer_state, run.state())
+        checkpoint.save(run.folder, step, weights, optimizer_state, run.state() | scale.state())
     distributed.barrier()

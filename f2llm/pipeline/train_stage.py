@@ -116,7 +116,7 @@ def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machi
 
 def load_for_training(start: Path, training: Training, machine: Machine) -> Embedder:
     """The model to train, with the machine's settings for speed and memory."""
-    model = Embedder.load(start, machine.token_budget, training=True)
+    model = Embedder.load(start, machine.token_budget, training=True, precision=machine.precision)
     model.max_tokens = training.max_tokens
     model.query_prompt = prompted("", contract.INSTRUCTION) if training.instructions else ""
     model.matryoshka_dims = matryoshka_dims(model.dim, training.matryoshka_min_dim)
