@@ -1,8 +1,8 @@
 """One training in several processes: what each computes, what they exchange, and how weights are sharded.
 
 Every process sees the embeddings of the whole batch and computes the whole loss, which costs a thousandth of the
-forward pass and makes the result independent of the number of processes; only texts are shared out. Processes are
-started by `accelerate launch` or torchrun; one process needs neither.
+forward pass and makes the result independent of the number of processes; only texts are shared out. torchrun starts the
+processes; one process needs no launcher.
 """
 
 import os
@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -25,9 +24,12 @@ TIMEOUT = timedelta(minutes=15)  # how long a process waits for another before i
 
 
 def start() -> None:
-    """Initialise the process group, if a launcher (torchrun, accelerate) started several processes."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    """Initialise the process group and choose this process's GPU, if torchrun started several processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
 def stop() -> None:
@@ -52,12 +54,21 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_from_rank0(value):
-    """The value that process 0 has, a small Python object, in every process."""
+def broadcast_from_rank0(value, group: dist.ProcessGroup | None = None):
+    """The value that process 0 has, a small Python object, in every process of the group (None: all)."""
     box = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=group)
     return box[0]
+
+
+def gather_objects(value, group: dist.ProcessGroup | None = None) -> list:
+    """The values of all processes of the group (None: all), small Python objects, by number of process."""
+    found = [value]
+    if dist.is_initialized():
+        found = [None] * dist.get_world_size(group)
+        dist.all_gather_object(found, value, group=group)
+    return found
 
 
 def gather(own: Tensor, shares: list[list[int]]) -> Tensor:
@@ -83,12 +94,6 @@ def shard(model: nn.Module, autocast_dtype: torch.dtype | None) -> None:
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def wants_shards(asked: bool) -> bool:
-    """Whether machine.shard or accelerate's configuration (distributed_type: FSDP) ask for it, among several."""
-    by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return (asked or by_accelerate) and world_size() > 1
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -123,30 +128,35 @@ def _sum(grads: list[Tensor]) -> None:
             grad.copy_(part.view_as(grad))
 
 
-# Full state dicts, the same for any number of processes ------------------------------------------
-
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+# State dicts, the same for any number of processes ------------------------------------------------
 
 
-def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
-    """({weight: tensor}, {weight.state: tensor}) of model and optimizer, on the CPU of process 0; else empty."""
-    weights = get_model_state_dict(model, options=_FULL)
-    if optimizer is None:
-        return weights, {}
-    state = get_optimizer_state_dict(model, optimizer, options=_FULL).get("state", {})
+def state_dicts(
+    model: nn.Module, optimizer: torch.optim.Optimizer, full: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """({weight: tensor}, {weight.state: tensor}) of what is trained: the part that this process holds, not a copy.
+
+    full: whole, on the CPU of process 0, else empty.
+    """
+    options = StateDictOptions(full_state_dict=full, cpu_offload=full, ignore_frozen_params=True)
+    weights = get_model_state_dict(model, options=options)  # first: FSDP2 then holds its shards alone again
+    state = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     return weights, {f"{name}.{key}": value for name, values in state.items() for key, value in values.items()}
 
 
-def load_full_state_dict(
-    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict, optimizer_state: dict
+def load_state_dicts(
+    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]
 ) -> None:
-    """Load what `full_state_dict` returned; only process 0 needs to pass it."""
-    options = _BROADCAST if dist.is_initialized() else StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, weights, options=options)
+    """Load the parts that this process holds, as `state_dicts` returns them."""
+    set_model_state_dict(model, weights, options=StateDictOptions(strict=False))  # without what is not trained
     state: dict[str, dict] = {}
     for name, value in optimizer_state.items():
         weight, _, key = name.rpartition(".")
         state.setdefault(weight, {})[key] = value
-    groups = get_optimizer_state_dict(model, optimizer, options=_FULL).get("param_groups", [])
-    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+    set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups})
+
+
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """{weight: tensor} of the whole model, on the CPU of process 0, else empty."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

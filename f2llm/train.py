@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import distributed
 from .batches import HomogeneousBatches
 from .config import Machine, Training
 from .model import Embedder
 from .optimizer import LossScale, build_optimizer, learning_rate
+from .resume import Checkpoints
 from .step import (
     PackedBatch,
     ahead,
@@ -19,7 +19,6 @@ from .step import (
     require_finite,
     validate,
 )
-from .store import checkpoint
 from .store.run_log import Run
 from .teacher import Cached
 from .tokens import Tokens
@@ -41,7 +40,8 @@ def train(
     """
     optimizer = build_optimizer(model.model, config)
     scale = LossScale(needed=model.autocast_dtype == torch.float16)
-    first = resume(model, optimizer, scale, run)
+    checkpoints = Checkpoints(model, optimizer, scale, run)
+    first = checkpoints.resume()
     model.model.train()
     for packed in ahead(lambda step: prepare(model, batches[step], machine, tokens), range(first, len(batches))):
         step = len(run.rows) + 1
@@ -61,30 +61,7 @@ def train(
         if run.folder and (step % machine.save_every == 0 or step == len(batches)):
             if isinstance(teacher, Cached):
                 teacher.flush()
-            save(step, model, optimizer, scale, run)
+            checkpoints.save(step)
+        checkpoints.check()
+    checkpoints.wait()
     model.model.eval()
-
-
-def resume(model: Embedder, optimizer: torch.optim.Optimizer, scale: LossScale, run: Run) -> int:
-    """Load the newest checkpoint of run.folder into all that training changes; returns the number of steps done."""
-    if not run.folder:
-        return 0
-    path = checkpoint.latest(run.folder) if distributed.rank() == 0 else None
-    weights, optimizer_state, state = checkpoint.restore(path) if path else ({}, {}, None)
-    state = distributed.broadcast_from_rank0(state)
-    if state is None:
-        return 0
-    distributed.load_full_state_dict(model.model, optimizer, weights, optimizer_state)
-    scale.resume(state)
-    run.resume(state["step"], state)
-    if not run.quiet:
-        print(f"{run.name}: resumes after step {state['step']} of {run.num_steps}, from {path}", flush=True)
-    return state["step"]
-
-
-def save(step: int, model: Embedder, optimizer: torch.optim.Optimizer, scale: LossScale, run: Run) -> None:
-    """Write a checkpoint of this step into run.folder, by process 0."""
-    weights, optimizer_state = distributed.full_state_dict(model.model, optimizer)
-    if distributed.rank() == 0:
-        checkpoint.save(run.folder, step, weights, optimizer_state, run.state() | scale.state())
-    distributed.barrier()

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +22,9 @@ from f2llm import distributed
 from f2llm.batches import HomogeneousBatches
 from f2llm.contract import read_contract
 from f2llm.model import Embedder
+from f2llm.optimizer import build_optimizer
 from f2llm.step import compute_losses
+from f2llm.store.checkpoint import latest, read_state, read_tensors
 from f2llm.store.tuples import TupleStore
 
 
@@ -50,12 +54,18 @@ def gradients(folder):
 def of_two(folder, tmp_path_factory):
     """Where two processes left their results."""
     out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(Path(ranks.__file__)), str(folder), str(out), str(ROOT / "params.yaml")]
+    run_ranks(2, folder, out, "all")
+    return out
+
+
+def run_ranks(processes, folder, out, what):
+    """Run tests/helpers/ranks.py in several processes; their output is left in said.txt."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    arguments = [str(Path(ranks.__file__)), str(folder), str(out), str(ROOT / "params.yaml"), what]
     path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *arguments], env={**os.environ, **path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[:6000]
+    (out / "said.txt").write_text(done.stdout)
 
 
 def assert_same_losses(found, expected, training):
@@ -137,23 +147,113 @@ def test_two_processes_go_on_from_their_checkpoint_to_the_same_weights(of_two, n
     assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3"]
 
 
-def test_what_two_processes_saved_goes_on_in_one(folder, of_two, tmp_path):
-    """A checkpoint of sharded training is whole: here one process restores it."""
-    from f2llm.optimizer import build_optimizer
-    from f2llm.store.checkpoint import latest, restore
+def read_here(folder, path, training):
+    """One process's model and optimizer, filled from a checkpoint."""
+    model = Embedder.load(folder / "model", training=True)
+    optimizer = build_optimizer(model.model, training)
+    weights, optimizer_state = distributed.state_dicts(model.model, optimizer)
+    read_tensors(path, weights | optimizer_state)
+    distributed.load_state_dicts(model.model, optimizer, weights, optimizer_state)
+    return model, optimizer
 
+
+def test_what_two_processes_saved_goes_on_in_one(folder, of_two):
     training, _ = ranks.plans(ROOT / "params.yaml")
     states = {}
     for name in ("trained", "trained_sharded"):
-        model = Embedder.load(folder / "model", training=True)
-        optimizer = build_optimizer(model.model, training)
-        weights, optimizer_state, state = restore(latest(of_two / name))
-        distributed.load_full_state_dict(model.model, optimizer, weights, optimizer_state)
-        assert state["step"] == 3
+        path = latest(of_two / name)
+        model, optimizer = read_here(folder, path, training)
+        assert read_state(path)["step"] == 3
         assert {value["step"].item() for value in optimizer.state.values()} == {3}
+        whole = load_file(of_two / f"{name}.safetensors")
+        assert all(torch.equal(weight, whole[key]) for key, weight in model.model.state_dict().items())
         states[name] = {number: value["exp_avg"] for number, value in enumerate(optimizer.state.values())}
     assert max(average.abs().max() for average in states["trained"].values()) > 1e-4, "vacuous: no optimizer_state"
     assert_all_close(states["trained_sharded"], states["trained"], eps=1e-3)
+
+
+# Shards -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_four(folder, of_two, tmp_path_factory):
+    """Four processes: a sharded training of their own, killed and resumed, and what other numbers began, brought to its
+    end."""
+    out = tmp_path_factory.mktemp("four")
+    for name, begun in (("of_two", of_two / "trained_sharded"), ("of_one", of_two / "trained")):
+        shutil.copytree(begun, out / name)
+        shutil.rmtree(out / name / "step-00000003")
+        seal_under(out / name, begun.name)
+    run_ranks(4, folder, out, "shards")
+    return out
+
+
+def seal_under(folder, former):
+    """The checkpoints of a folder that was copied: their manifests name the training by its folder."""
+    for manifest in folder.glob("step-*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace(f'"{former}"', f'"{folder.name}"'))
+
+
+def tensors_of(path):
+    """{file: {name: shape}} of a checkpoint."""
+    return {
+        file.name: {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
+        for file in sorted(path.glob("*.safetensors"))
+    }
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_process_writes_its_own_part(of_two, of_four, processes):
+    shards = tensors_of((of_two / "trained_sharded" if processes == 2 else of_four / "own") / "step-00000003")
+    assert len(shards) == processes
+    whole = {name: weight.numel() for name, weight in load_file(of_two / "trained.safetensors").items()}
+    for kind in ("", ".exp_avg", ".exp_avg_sq"):
+        parts = {name: [part[name + kind] for part in shards.values() if name + kind in part] for name in whole}
+        assert {name: sum(map(np.prod, found)) for name, found in parts.items()} == whole
+    sizes = [file.stat().st_size for file in (of_four / "own" / "step-00000003").glob("*.safetensors")]
+    assert max(sizes) < 2 * min(sizes), "vacuous: one process wrote all"
+
+
+def test_four_processes_go_on_from_their_shards_to_the_same_weights(of_four):
+    whole, resumed = (load_file(of_four / f"{name}.safetensors") for name in ("own", "own_resumed"))
+    assert whole.keys() == resumed.keys() and len(whole) > 10
+    assert all(torch.equal(weight, resumed[key]) for key, weight in whole.items())
+
+
+@pytest.mark.parametrize(("name", "begun"), [("of_two", "trained_sharded"), ("of_one", "trained")])
+def test_four_processes_go_on_from_what_other_numbers_began(folder, of_two, of_four, name, begun):
+    """Sharded by two, and whole: both come to the weights of those who began, but for the rounding of sums."""
+    before = Embedder.load(folder / "model").model.state_dict()
+    expected, found = load_file(of_two / f"{begun}.safetensors"), load_file(of_four / f"{name}.safetensors")
+    learned, difference = (
+        torch.cat([(one[key] - other[key]).flatten() for key in before])
+        for one, other in ((expected, before), (found, expected))
+    )
+    assert difference.norm() < 0.02 * learned.norm() and learned.abs().max() > 1e-4
+    assert [row.split(",")[0] for row in (of_four / name / "log.csv").read_text().splitlines()] == [
+        "step", "1", "2", "3",
+    ]  # fmt: skip
+
+
+def test_a_damaged_shard_is_found_by_whoever_reads_it(of_four):
+    """Process 3's file of the newest checkpoint lost a bit: all processes went on from the one before."""
+    said = (of_four / "said.txt").read_text()
+    assert re.search(r"damaged/step-00000003 is not a whole checkpoint .*: the content of shard-00004-\S+ is not", said)
+    assert "resumes after step 2 of 3" in said
+    whole, again = (load_file(of_four / f"{name}.safetensors") for name in ("own", "damaged"))
+    assert all(torch.equal(weight, again[key]) for key, weight in whole.items())
+
+
+def test_one_process_that_cannot_write_ends_the_training_and_keeps_the_last_checkpoint(of_four):
+    errors = sorted(of_four.glob("error_*.txt"))
+    assert len(errors) == 4
+    for error in errors:
+        assert re.fullmatch(
+            r"RuntimeError: process 2 cannot write its part of \S+/step-00000003: .*No space left on device.*; "
+            r"the checkpoint before it is kept\. remedy: .*",
+            error.read_text(),
+        )
+    assert [path.name for path in sorted((of_four / "full").glob("*step-*"))] == ["step-00000002"]
 
 
 def test_a_model_written_by_two_processes_has_a_contract_and_embeddings_if_each_has_all_weights(of_two):

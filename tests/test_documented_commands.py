@@ -100,5 +100,5 @@ def check_files(words: list[str]) -> None:
 
 
 PROGRAMS = {"f2llm": check_f2llm, "dvc": check_dvc, "make": check_make, "python": check_python}
-PROGRAMS |= dict.fromkeys(("sbatch", "accelerate"), check_files)
+PROGRAMS |= {"sbatch": check_files}
 PROGRAMS |= dict.fromkeys(("git", "source", "pip", "hf", "cd"), lambda words: None)

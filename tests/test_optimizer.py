@@ -1,5 +1,6 @@
 """The schedule and what decays."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from helpers.closeness import assert_close
 
-from f2llm.optimizer import build_optimizer, learning_rate
+from f2llm.optimizer import LossScale, build_optimizer, learning_rate
 
 
 def test_the_rate_warms_up_to_the_peak_and_ends_at_the_minimum(tiny_training):
@@ -57,3 +58,24 @@ def test_the_fused_optimizer_is_adamw(tiny_training):
             steps.step()
     for weight, expected in zip(ours.parameters(), theirs.parameters()):
         assert_close(weight, expected)
+
+
+def test_the_scale_of_float16_halves_at_an_overflow_and_doubles_when_steady():
+    scale = LossScale(needed=True)
+    assert scale.factor == 65536 and scale.overflowed(float("inf")) and scale.overflowed(float("nan"))
+    assert scale.factor == 16384
+    assert not any(scale.overflowed(1.0) for _ in range(1999)) and scale.factor == 16384
+    again = LossScale(needed=True)
+    again.resume(json.loads(json.dumps(scale.state())))
+    for one in (scale, again):
+        assert not one.overflowed(1.0) and one.factor == 32768
+    for _ in range(15):
+        assert scale.overflowed(float("inf"))
+    assert scale.factor == 1 and not scale.overflowed(float("inf")), "then it is the training that has no number"
+
+
+def test_other_precisions_have_no_scale():
+    scale = LossScale(needed=False)
+    assert not scale.overflowed(float("inf")) and scale.factor == 1 and scale.state() == {}
+    scale.resume({"loss_scale": 8.0, "loss_scale_steady": 3})
+    assert scale.factor == 1

@@ -1,6 +1,8 @@
 """The loop: learning, reproducibility, teachers, and what stops it."""
 
 import copy
+import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,8 @@ from helpers.closeness import assert_close
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import HardNegatives
 from f2llm.model import Embedder
+from f2llm.optimizer import LossScale
+from f2llm.step import clip_gradients, grad_cache_backward, prepare
 from f2llm.store.run_log import Run
 from f2llm.teacher import Cached, live
 from f2llm.train import train
@@ -103,11 +107,11 @@ def test_new_rows_of_the_cache_are_on_the_disk_before_every_checkpoint(
     texts = [set(batches[step].texts) for step in range(len(batches))]
     found = []
 
-    def look(step, *_):
+    def look(_, step):
         again = Cached(embedder, tmp_path / "cache", machine)
         found.append((step, len(again.where), len(set().union(*texts[:step]))))
 
-    monkeypatch.setattr("f2llm.train.save", look)
+    monkeypatch.setattr("f2llm.train.Checkpoints.save", look)
     run = Run("test", len(batches), tmp_path, print_every=1e9)
     train(embedder, batches, plan, run, replace(machine, save_every=3), Cached(embedder, tmp_path / "cache", machine))
     assert [step for step, *_ in found] == [3, 6, 7]
@@ -140,3 +144,71 @@ def test_validating_changes_nothing_that_is_trained(embedder, small_store, tiny_
         models.append(model)
         assert len({row["step"] for row in run.validation}) == 4 / every
     assert same_weights(*models)
+
+
+# Precision --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained_in(embedder, small_store, tiny_training, machine, tmp_path):
+    """trained_in(dtype, folder) -> (model, run) after nine steps from the same weights; a checkpoint every third."""
+
+    def train_in(dtype, folder=None):
+        model = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+        model.autocast_dtype = dtype
+        batches = HomogeneousBatches(small_store, replace(tiny_training, max_steps=9), seed=0, stage1=False)
+        folder = tmp_path / (folder or str(dtype))
+        folder.mkdir(exist_ok=True)
+        run = Run("test", len(batches), folder, print_every=1e9)
+        train(model, batches, tiny_training, run, replace(machine, save_every=3))
+        return model, run
+
+    return train_in
+
+
+def learned(embedder, model):
+    after = model.model.state_dict()
+    return torch.cat([(after[name] - weight).flatten() for name, weight in embedder.model.state_dict().items()])
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.3), (torch.float16, 0.1)])
+def test_half_precision_learns_what_float32_does(embedder, trained_in, monkeypatch, dtype, within):
+    """bfloat16 has 8 bits, float16 11: the sum of nine steps is as near, and every weight stays float32."""
+    monkeypatch.setattr(LossScale, "FIRST", 2.0**6)  # so that no step is left out
+    exact, _ = trained_in(None)
+    model, run = trained_in(dtype)
+    assert {weight.dtype for weight in model.model.parameters()} == {torch.float32}
+    difference = learned(embedder, model) - learned(embedder, exact)
+    assert 0 < difference.norm() < within * learned(embedder, exact).norm()
+    assert all(row["grad_norm"] < 1e3 for row in run.rows), "the norm is logged without the scale"
+
+
+def test_gradients_that_float16_would_lose_are_kept_by_the_scale(embedder, small_store, tiny_training, machine):
+    """Factor of 1 against 65536, on gradients made small: those of float32 are the oracle."""
+    batches = HomogeneousBatches(small_store, tiny_training, seed=0, stage1=False)
+    packed, plan = prepare(embedder, batches[0], machine), replace(tiny_training, temperature=2e3)
+
+    def gradient(dtype, scale):
+        embedder.autocast_dtype = dtype
+        embedder.model.zero_grad()
+        grad_cache_backward(embedder, packed, plan, scale=scale)
+        clip_gradients(embedder, 1e9, scale)
+        return embedder.model.layers[0].mlp.gate_proj.weight.grad.clone()
+
+    expected = gradient(None, 1.0)
+    without, scaled = ((gradient(torch.float16, scale) - expected).norm() / expected.norm() for scale in (1.0, 65536.0))
+    assert scaled < 0.02 and without > 5 * scaled
+
+
+def test_an_overflow_leaves_out_the_step_and_resumes_to_the_same_bits(embedder, trained_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(LossScale, "FIRST", 2.0**19)  # too large for float16
+    whole, run = trained_in(torch.float16)
+    overflowed = [row["grad_norm"] for row in run.rows if not math.isfinite(row["grad_norm"])]
+    assert 0 < len(overflowed) < 9, "vacuous: none, or all"
+    assert all(torch.isfinite(weight).all() for weight in whole.model.parameters())
+    shutil.copytree(tmp_path / "torch.float16", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "step-00000009")
+    for manifest in (tmp_path / "killed").glob("step-*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace("torch.float16", "killed"))
+    resumed, again = trained_in(torch.float16, folder="killed")
+    assert again.first_step == 6 and same_weights(whole, resumed)

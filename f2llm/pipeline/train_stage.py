@@ -1,8 +1,7 @@
 """Runs a training stage of the pipeline: loads its inputs, trains its models, writes them to models/.
 
 Runs as a separate process, started by `f2llm.pipeline.launch` or by hand: python -m f2llm.pipeline.train_stage stage1 |
-stage2 | distill. With several processes: torchrun or accelerate launch, with the same arguments after -m; see
-configs/slurm.sbatch.
+stage2 | distill. With several processes: torchrun, with the same arguments after -m; see configs/slurm.sbatch.
 """
 
 import argparse
@@ -124,7 +123,7 @@ def load_for_training(start: Path, training: Training, machine: Machine) -> Embe
         model.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
         model.compile()
-    if distributed.wants_shards(machine.shard):
+    if machine.shard and distributed.world_size() > 1:
         distributed.shard(model.model, model.autocast_dtype)
     return model
 
@@ -143,7 +142,7 @@ def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: li
 
     instructions: whether it was trained with them, so that evaluation knows.
     """
-    weights, _ = distributed.full_state_dict(model.model, None)
+    weights = distributed.full_weights(model.model)
     if distributed.rank() == 0:
         with whole_folder(out) as folder:
             model.write(folder, weights)

@@ -1,55 +1,129 @@
 """Checkpoints of a training: complete or invisible.
 
 A checkpoint is a folder step-00000100 with weights and optimizer state as safetensors, what else training needs to
-resume as JSON, and a manifest of sizes and hashes. No pickle is ever written or read.
+resume as JSON, and a manifest of sizes and hashes. Weights and optimizer state are a file each, or a file for each of
+several processes that hold a part of both. No pickle is ever written or read.
 """
 
 import hashlib
 import json
 import re
 import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from .files import clear_errors, sha256, whole_file, whole_folder
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")  # of one that a single process writes
+STATE = "state.json"
 
 
 def save(
     folder: Path, step: int, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor], state: dict, keep: int = 2
-):
+) -> None:
     """Write the checkpoint of a step, complete or not at all; of earlier ones keep the newest, `keep` in all."""
-    folder = Path(folder)
-    with whole_folder(_path(folder, step)) as new:
-        for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", optimizer_state)):
+    with being_written(folder, step) as new:
+        for name, tensors in zip(FILES[:2], (weights, optimizer_state), strict=True):
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, new / name)
-        (new / "state.json").write_text(json.dumps({"step": step, **state}))
-        files = {name: {"bytes": (new / name).stat().st_size, "sha256": sha256(new / name)} for name in FILES}
-        (new / "manifest.json").write_text(json.dumps({"training": folder.name, "files": files}, indent=1))
+        seal(new, step, state, {name: facts_of(new / name) for name in FILES[:2]})
+    forget(folder, step, keep)
+
+
+def being_written(folder: Path, step: int) -> AbstractContextManager[Path]:
+    """The folder to write a checkpoint's files into, which appears under its name when the block ends without error."""
+    return whole_folder(path_of(folder, step))
+
+
+def write_shard(new: Path, tensors: dict[str, Tensor], group: ProcessGroup) -> dict[str, dict]:
+    """Write this process's part of sharded tensors into a folder, one file of each process; {its name: its facts}.
+
+    All processes of the group call it together; a RuntimeError in all of them if one cannot write.
+    """
+    try:
+        with only_our_warnings():
+            dcp.save(
+                tensors, storage_writer=HuggingFaceStorageWriter(str(new), save_distributed=True), process_group=group
+            )
+    except CheckpointException as error:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise RuntimeError(
+            f"process {rank} cannot write its part of {new.parent / new.name.split('.')[1]}: {reason}; the checkpoint "
+            "before it is kept. remedy: free disk space, or make the folder writable for all processes"
+        ) from None
+    own = new / f"shard-{dist.get_rank(group) + 1:05d}-model-00001-of-00001.safetensors"
+    return {own.name: facts_of(own)} if own.exists() else {}
+
+
+def seal(new: Path, step: int, state: dict, files: dict[str, dict]) -> None:
+    """Complete a checkpoint by what is not a tensor, and by the manifest of its files."""
+    (new / STATE).write_text(json.dumps({"step": step, **state}))
+    files = files | {STATE: facts_of(new / STATE)}
+    (new / "manifest.json").write_text(json.dumps({"training": new.parent.name, "files": files}, indent=1))
+
+
+def facts_of(file: Path) -> dict:
+    """Size and hash of a file, for the manifest."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def forget(folder: Path, step: int, keep: int = 2) -> None:
+    """Remove what other processes left half written, and checkpoints before the newest `keep` up to a step."""
     # A later checkpoint is damaged, or training would have resumed from it.
     older = [other for other in steps(folder) if other <= step]
-    for left in [*folder.glob(".step-*"), *(_path(folder, other) for other in older[:-keep])]:
+    for left in [*Path(folder).glob(".step-*"), *(path_of(folder, other) for other in older[:-keep])]:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint that is complete; damaged ones are named on the console and skipped."""
-    for step in reversed(steps(folder)):
-        path = _path(folder, step)
-        if fault := _fault(path):
-            print(f"{path} is not a whole checkpoint and is left out: {fault}", flush=True)
+def latest(folder: Path, found: list[int] | None = None, fault: Callable[[Path], str] | None = None) -> Path | None:
+    """The newest checkpoint that is complete; damaged ones are named on the console and skipped.
+
+    found: its steps, if they are known. fault: what is wrong with a checkpoint, where several processes share in
+    finding out.
+    """
+    for step in reversed(steps(folder) if found is None else found):
+        path = path_of(folder, step)
+        if wrong := (fault or fault_of)(path):
+            print(f"{path} is not a whole checkpoint and is left out: {wrong}", flush=True)
         else:
             return path
     return None
 
 
-def restore(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    """(weights, optimizer state, state) of a checkpoint that `latest` returned."""
-    weights, optimizer_state = (load_file(path / name) for name in FILES[:2])
-    return weights, optimizer_state, json.loads((path / "state.json").read_text())
+def read_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, whole or this process's part of each, from a checkpoint that any number of processes wrote.
+
+    ValueError if one is not in the checkpoint or has another shape there.
+    """
+    try:
+        with only_our_warnings():
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    except CheckpointException as error:
+        reason, _ = next(iter(error.failures.values()))
+        raise ValueError(
+            f"{path} is of another training: {reason}; remedy: delete {path.parent}, to start from step 0"
+        ) from None
+
+
+def read_state(path: Path) -> dict:
+    """What is not a tensor: the step, and what `save` got as state."""
+    return json.loads((path / STATE).read_text())
+
+
+@contextmanager
+def only_our_warnings():
+    """Without torch's warnings that checkpoints in one process need no process group, and that its API may change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.distributed")
+        yield
 
 
 def steps(folder: Path) -> list[int]:
@@ -58,25 +132,28 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-[0-9]{8,}", name))
 
 
-def _path(folder: Path, step: int) -> Path:
+def path_of(folder: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
     return Path(folder) / f"step-{step:08d}"
 
 
-def _fault(path: Path) -> str:
-    """What is wrong with a checkpoint, '' if nothing."""
+def fault_of(path: Path, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a checkpoint, '' if nothing. Of its files, every `parts`-th from number `part` on is read."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["training"] != path.parent.name:
             return f"it belongs to {manifest['training']}"
         facts = manifest["files"]
-        for name in FILES:
+        for number, name in enumerate(sorted({*facts, STATE})):
             size = (path / name).stat().st_size
             if size != facts[name]["bytes"]:
                 return f"{name} has {size} bytes, not the {facts[name]['bytes']} of its manifest"
-            if sha256(path / name) != facts[name]["sha256"]:
+            if number % parts == part and sha256(path / name) != facts[name]["sha256"]:
                 return f"the content of {name} is not what was written"
-        if (found := json.loads((path / "state.json").read_text())["step"]) != int(path.name.removeprefix("step-")):
+        if (found := read_state(path)["step"]) != int(path.name.removeprefix("step-")):
             return f"it says that it is of step {found}"
+        if beyond := sorted({file.name for file in path.iterdir()} - {*facts, "manifest.json"}):
+            return f"{beyond[0]} is not in its manifest"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:

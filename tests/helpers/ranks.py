@@ -1,9 +1,11 @@
 """What every process of tests/test_distributed.py runs: the gradients of one batch under several settings, trainings,
 and a teacher's embeddings.
 
-Arguments: folder with model, teacher and store; folder for results. Not a test itself.
+Arguments: folder with model, teacher and store; folder for results; params.yaml; all or shards. Not a test itself.
 """
 
+import errno
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -97,7 +99,7 @@ def trained(folder: Path, training, machine, scratch: Path, distilled: bool = Fa
         teacher = Cached(Embedder.load(folder / "teacher"), scratch / "cache", machine)
     train(model, batches, training, run, replace(machine, save_every=2), teacher)
     list(validate(model, batches, training, machine))
-    weights, _ = distributed.full_state_dict(model.model, None)
+    weights = distributed.full_weights(model.model)
     if distributed.rank() == 0:
         (scratch / "model").mkdir(exist_ok=True)
         model.write(scratch / "model", weights)
@@ -119,11 +121,59 @@ def targets(folder: Path, training, machine, cache: Path):
     return torch.cat(rows), teacher.num_texts
 
 
+def shards(folder: Path, out: Path, training, machine) -> None:
+    """Sharded trainings: whole, resumed, begun by others, from a damaged checkpoint, and onto a full disk."""
+    machine, first = replace(machine, shard=True), distributed.rank() == 0
+
+    def train_as(name: str, begun: str | None = None) -> None:
+        if begun and first:
+            shutil.rmtree(out / begun / "step-00000003")
+        distributed.barrier()
+        weights, _ = trained(folder, training, machine, out / (begun or name))
+        if first:
+            save_file({key: tensor.clone() for key, tensor in weights.items()}, out / f"{name}.safetensors")
+
+    for name in ("own", "of_two", "of_one"):
+        train_as(name)
+    if first:
+        for copied in ("damaged", "full"):
+            shutil.copytree(out / "own", out / copied)
+            for manifest in (out / copied).glob("step-*/manifest.json"):
+                manifest.write_text(manifest.read_text().replace('"own"', f'"{copied}"'))
+        shutil.rmtree(out / "full" / "step-00000003")
+        (damaged,) = (out / "damaged" / "step-00000003").glob("shard-00004-*")
+        damaged.write_bytes(damaged.read_bytes()[:-1] + bytes([damaged.read_bytes()[-1] ^ 1]))
+    train_as("own_resumed", begun="own")
+    train_as("damaged")
+    if distributed.rank() == 2:
+        fail_at_writing("shard-00003-")
+    try:
+        trained(folder, training, machine, out / "full")
+    except RuntimeError as error:
+        (out / f"error_{distributed.rank()}.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def fail_at_writing(begin: str) -> None:
+    """Opening a file for writing whose name begins so fails from now on, as on a full disk."""
+    opened = Path.open
+
+    def failing(path, mode="r", *arguments, **options):
+        if path.name.startswith(begin) and "w" in mode:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return opened(path, mode, *arguments, **options)
+
+    Path.open = failing
+
+
 def main() -> None:
-    folder, out, params_path = map(Path, sys.argv[1:])
+    folder, out, params_path = map(Path, sys.argv[1:4])
     torch.set_num_threads(1)
     distributed.start()
     training, machine = plans(params_path)
+    if sys.argv[4] == "shards":
+        shards(folder, out, training, machine)
+        distributed.stop()
+        return
     for name, setting in SETTINGS.items():
         losses, grads = gradients(folder, training, machine, setting)
         if distributed.rank() == 0:

@@ -382,7 +382,7 @@ def test_code_parameters_data_and_packages_are_another_base(inputs):
         ("params.yaml", "max_steps: 300", "max_steps: 301"),
         ("params.yaml", "max_steps: 2000", "max_steps: 2001"),  # of the recipe v1, which an arm can set
         ("data/sources.yaml", "instruction: ", "instruction: Please "),
-        ("constraints.txt", "accelerate==", "accelerate==9"),
+        ("constraints.txt", "torch==", "torch==9"),
         ("f2llm/step.py", "from collections", "ANOTHER = 1\nfrom collections"),
         ("notebooks/06_prune.ipynb", "plan = config.prune", "plan  = config.prune"),
     ]:

@@ -236,7 +236,7 @@ def test_a_training_killed_again_and_again_comes_to_its_end(trainings, folder, f
 
 
 @pytest.mark.parametrize(
-    "at", ["store.checkpoint:restore", "distributed:load_full_state_dict", "store.run_log:Run.resume"]
+    "at", ["store.checkpoint:read_tensors", "distributed:load_state_dicts", "store.run_log:Run.resume"]
 )
 def test_a_training_killed_while_it_resumes_loses_nothing(trainings, interrupted, finished, at):
     trainings.kill(interrupted, "stage2", {"at": f"f2llm.{at}", "do": "die_after"})
@@ -252,7 +252,7 @@ CACHE_KILLS = {  # with the parts that are there then, and the step after which 
     "between rows and keys": ({"at": "pathlib:Path.replace", "do": "die_after", "text": SECOND_ROWS}, 1, 2),
     "while keys are written": ({"at": "numpy:save", "do": "die_within", "text": SECOND_KEYS}, 1, 2),
     "after a later flush, before its checkpoint": (FLUSH | {"do": "die_after", "number": 2}, 2, 2),
-    "after a checkpoint": ({"at": "f2llm.train:save", "do": "die_after", "number": 2}, 2, 4),
+    "after a checkpoint": ({"at": "f2llm.resume:Checkpoints.save", "do": "die_after", "number": 2}, 2, 4),
     "while rows are made": ({"at": "f2llm.teacher:embed_without_gradient", "do": "die_after", "number": 5}, 2, 4),
 }
 

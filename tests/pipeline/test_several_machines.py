@@ -1,4 +1,4 @@
-"""Files for several GPUs and machines: the Slurm script, accelerate's configurations, the lines in the documents."""
+"""Files for several GPUs and machines: the Slurm script, the lines in the documents."""
 
 import importlib.util
 import re
@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 SCRIPT = ROOT / "configs" / "slurm.sbatch"
-DOCUMENTS = ["README.md", "docs/experiments.md", "configs/slurm.sbatch", *map(str, (ROOT / "configs").rglob("*.yaml"))]
+DOCUMENTS = ["README.md", "docs/experiments.md", "configs/slurm.sbatch"]
 FAKE = """#!/bin/bash
 name=$(basename "$0")
 echo "$name $*" >> calls
@@ -73,15 +73,6 @@ def test_a_training_that_fails_is_not_recorded(submit):
 def test_a_missing_stage_or_gpu_is_an_error_before_anything_runs(submit, arguments, variables, message):
     done, calls = submit(*arguments, **variables)
     assert done.returncode and message in done.stderr and not calls
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_reads_its_configurations(path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(path))
-    expected = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "cpu": "MULTI_CPU"}[path.stem]
-    assert config.distributed_type == expected and config.num_processes >= 2
 
 
 def test_every_module_that_the_documents_start_exists():

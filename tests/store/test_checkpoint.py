@@ -10,7 +10,17 @@ import shutil
 import pytest
 import torch
 
-from f2llm.store.checkpoint import FILES, clear_finished, keyed_folder, latest, mark_finished, restore, save, steps
+from f2llm.store.checkpoint import (
+    FILES,
+    clear_finished,
+    keyed_folder,
+    latest,
+    mark_finished,
+    read_state,
+    read_tensors,
+    save,
+    steps,
+)
 from f2llm.store.files import alone_in
 
 TENSORS = {
@@ -40,16 +50,21 @@ def write(folder, step):
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     state = {"rows": [{"loss": 0.1 + 0.2, "source": "ä 敏", "lr": 5e-324}], "seconds": 1 / 3}
-    save(tmp_path, 7, TENSORS, {f"{name}.exp_avg": tensor for name, tensor in TENSORS.items()}, state)
-    weights, optimizer_state, found = restore(latest(tmp_path))
-    assert {tensor.dtype for tensor in weights.values()} == {tensor.dtype for tensor in TENSORS.values()}
-    assert {name: bits(tensor) for name, tensor in weights.items()} == {
-        name: bits(tensor) for name, tensor in TENSORS.items()
+    averages = {f"{name}.exp_avg": tensor for name, tensor in TENSORS.items()}
+    save(tmp_path, 7, TENSORS, averages, state)
+    found = {name: torch.ones_like(tensor) for name, tensor in (TENSORS | averages).items()}
+    read_tensors(latest(tmp_path), found)
+    assert {name: bits(tensor) for name, tensor in found.items()} == {
+        name: bits(tensor) for name, tensor in (TENSORS | averages).items()
     }
-    assert {name: bits(tensor) for name, tensor in optimizer_state.items()} == {
-        f"{name}.exp_avg": bits(tensor) for name, tensor in TENSORS.items()
-    }
-    assert found == {"step": 7, **state}
+    assert read_state(latest(tmp_path)) == {"step": 7, **state}
+
+
+@pytest.mark.parametrize("wanted", [{"other": torch.zeros(3)}, {"weight": torch.zeros(4)}], ids=["name", "shape"])
+def test_tensors_of_another_training_are_one_error(tmp_path, wanted):
+    write(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"step-00000002 is of another training: .*; remedy: delete "):
+        read_tensors(latest(tmp_path), wanted)
 
 
 def test_a_checkpoint_holds_safetensors_and_json_with_their_hashes(tmp_path):
@@ -160,7 +175,7 @@ def test_a_disk_that_fails_at_any_flush_keeps_the_last_checkpoint(tmp_path, monk
         write(tmp_path, 4)
     assert next(calls) > call, "vacuous: not reached"
     assert steps(tmp_path) == ([2] if call < 5 else [2, 4])  # the sixth: it was visible already, and is whole
-    assert restore(latest(tmp_path))[2]["rows"] == steps(tmp_path)[-1:]
+    assert read_state(latest(tmp_path))["rows"] == steps(tmp_path)[-1:]
     assert not list(tmp_path.glob(".step-*"))
 
 
