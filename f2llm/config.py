@@ -44,7 +44,7 @@ PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_finite)]
 NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, must_be("a share from 0 to 1", lambda value: 0 <= value <= 1)]
-Teacher = Annotated[
+NamedModel = Annotated[
     str,
     must_be(
         "none, hub:<repository>@<commit of the hub, 40 digits>, experiment:<name> or folder:<path>, "
@@ -276,11 +276,12 @@ class Config:
     recipe: str
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     machine: Machine
+    start_from: NamedModel  # a finished embedder, instead of the backbone and stage 1
     backbone: Backbone
     data: Data
     mine: Mine
     stage1: Training
-    teacher: Teacher  # of stage 2
+    teacher: NamedModel  # of stage 2
     stage2: Training
     prune: Prune
     distill: dict[str, Annotated[Training, AfterValidator(_has_epochs)]]  # by student
@@ -312,8 +313,25 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
     """The checked configuration of one size. Errors are ValueErrors that name key, value, rule and remedy."""
     values = values_of(params, size, overrides or {})
     config = _without_left_out(build(Config, values, "params.yaml"))
+    config = config if config.start_from == "none" else _adapting(config)
     _check_sections(config)
     return config
+
+
+def _adapting(config: Config) -> Config:
+    """A configuration whose stage 2 alone trains: a finished embedder of the size's shape, without students.
+
+    A pruned size has the shape of the student that it is named after.
+    """
+    student = config.prune.students.get(config.name)
+    cut = {key: getattr(student, key) for key in CUT} if student else {}
+    return replace(
+        config,
+        backbone=replace(config.backbone, **cut),
+        stage1=replace(config.stage1, epochs=0),
+        prune=replace(config.prune, students={}, leave_out=[]),
+        distill={},
+    )
 
 
 def _without_left_out(config: Config) -> Config:

