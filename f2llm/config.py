@@ -321,13 +321,15 @@ def resolve(params: dict, size: str | None = None, overrides: dict | None = None
 def _adapting(config: Config) -> Config:
     """A configuration whose stage 2 alone trains: a finished embedder of the size's shape, without students.
 
-    A pruned size has the shape of the student that it is named after.
+    A pruned size has the shape of the student that it is named after, and is scored at dimensions below its own.
     """
-    student = config.prune.students.get(config.name)
-    cut = {key: getattr(student, key) for key in CUT} if student else {}
+    student, evaluate = config.prune.students.get(config.name), config.evaluate
+    if student:
+        cut = {key: getattr(student, key) for key in CUT}
+        dims = [dim for dim in evaluate.dims if dim <= student.hidden_size]
+        config = replace(config, backbone=replace(config.backbone, **cut), evaluate=replace(evaluate, dims=dims))
     return replace(
         config,
-        backbone=replace(config.backbone, **cut),
         stage1=replace(config.stage1, epochs=0),
         prune=replace(config.prune, students={}, leave_out=[]),
         distill={},

@@ -448,7 +448,7 @@ def test_with_a_finished_embedder_stage_2_alone_trains(size, monkeypatch):
     [
         ("folder:models/stage2", r"a stage of dvc.yaml writes that folder; remedy: a copy of it elsewhere"),
         ("folder:nowhere", r"start_from is 'folder:nowhere', but nowhere holds no config.json"),
-        (f"hub:codefuse-ai/F2LLM-v2-80M@{'a' * 40}", r"codefuse-ai/F2LLM-v2-80M.*remedy: f2llm fetch nano"),
+        (f"hub:codefuse-ai/F2LLM-v2-80M@{'a' * 40}", r"codefuse-ai/F2LLM-v2-80M.*remedy: fetch with: f2llm fetch nano"),
     ],
 )
 def test_a_finished_embedder_that_is_not_there_stops_the_first_stage(monkeypatch, named, message):
