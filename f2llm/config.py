@@ -188,6 +188,14 @@ class HardNegatives:
 
 
 @checked
+class Average:
+    """The weights after the last step and after every `every`-th before it, `last` in all, are averaged; 0: none."""
+
+    last: NonNegativeInt
+    every: PositiveInt
+
+
+@checked
 class Training:
     learning_rate: PositiveFloat
     min_learning_rate: NonNegativeFloat
@@ -210,6 +218,7 @@ class Training:
     decay_norms: bool
     betas: Annotated[list[Beta], must_be("two numbers above 0 and below 1", lambda pair: len(pair) == 2)]
     max_grad_norm: PositiveFloat
+    average: Average
     max_tokens: Annotated[int, must_be("2 or more (one token and EOS)", lambda n: n >= 2)]
     validate_every: NonNegativeInt
     validation_rows: NonNegativeInt

@@ -131,14 +131,9 @@ def _sum(grads: list[Tensor]) -> None:
 # State dicts, the same for any number of processes ------------------------------------------------
 
 
-def state_dicts(
-    model: nn.Module, optimizer: torch.optim.Optimizer, full: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """({weight: tensor}, {weight.state: tensor}) of what is trained: the part that this process holds, not a copy.
-
-    full: whole, on the CPU of process 0, else empty.
-    """
-    options = StateDictOptions(full_state_dict=full, cpu_offload=full, ignore_frozen_params=True)
+def state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """({weight: tensor}, {weight.state: tensor}) of what is trained: the part that this process holds, not a copy."""
+    options = StateDictOptions(ignore_frozen_params=True)
     weights = get_model_state_dict(model, options=options)  # first: FSDP2 then holds its shards alone again
     state = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     return weights, {f"{name}.{key}": value for name, values in state.items() for key, value in values.items()}

@@ -65,3 +65,47 @@ class LossScale:
         """Take up the factor of a checkpoint; one of another precision has none."""
         if self.needed and "loss_scale" in state:
             self.factor, self.steady = state["loss_scale"], state["loss_scale_steady"]
+
+
+class WeightAverage:
+    """The mean of the weights after some steps: those that `config.average` names, counted from the last one back.
+
+    It is kept as state of the optimizer, in every process for its part of the weights, so that checkpoints hold it.
+    Source: Izmailov et al. 2018, arXiv 1803.05407; the authors' code keeps checkpoints for it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, num_steps: int, config: Training):
+        self.optimizer, self.count = optimizer, 0
+        self.steps = {num_steps - back * config.average.every for back in range(config.average.last)}
+
+    @torch.no_grad()
+    def take(self, step: int) -> None:
+        """Add the weights after a step (counted from 1) to the mean, if it is one of those that count."""
+        if step in self.steps:
+            self.count += 1
+            for weight, mean in self._means():
+                mean.lerp_(weight, 1 / self.count)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """The mean becomes the weights, at the end of a training."""
+        if self.count:
+            for weight, mean in self._means():
+                weight.copy_(mean)
+
+    def _means(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(weight, its mean) of all that is trained."""
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        for weight in weights:
+            self.optimizer.state[weight].setdefault("mean", torch.zeros_like(weight))
+        return [(weight, self.optimizer.state[weight]["mean"]) for weight in weights]
+
+    def state(self) -> dict:
+        """What `resume` needs."""
+        return {"averaged": self.count} if self.steps else {}
+
+    def resume(self, state: dict) -> None:
+        """Make room for the mean of a checkpoint, before its tensors are read."""
+        self.count = state.get("averaged", 0)
+        if self.count:
+            self._means()

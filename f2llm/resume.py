@@ -18,16 +18,23 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from . import distributed
 from .model import Embedder
-from .optimizer import LossScale
+from .optimizer import LossScale, WeightAverage
 from .store import checkpoint
 from .store.run_log import Run
 
 
 class Checkpoints:
-    """Saves and resumes model, optimizer, loss scale and log of one training, in run.folder; None: nowhere."""
+    """Saves and resumes all that one training changes, in run.folder; None: nowhere."""
 
-    def __init__(self, model: Embedder, optimizer: torch.optim.Optimizer, scale: LossScale, run: Run):
-        self.model, self.optimizer, self.scale, self.run = model.model, optimizer, scale, run
+    def __init__(
+        self,
+        model: Embedder,
+        optimizer: torch.optim.Optimizer,
+        scale: LossScale,
+        average: WeightAverage,
+        run: Run,
+    ):
+        self.model, self.optimizer, self.scale, self.average, self.run = model.model, optimizer, scale, average, run
         self.sharded = distributed.is_sharded(self.model)
         self.writing: Future | None = None
         self.group = self.pool = None
@@ -44,6 +51,9 @@ class Checkpoints:
         path = self._latest() if self.run.folder else None
         if path is None:
             return 0
+        state = checkpoint.read_state(path)
+        distributed.state_dicts(self.model, self.optimizer)  # the optimizer's own state is there from here on
+        self.average.resume(state)
         weights, optimizer_state = distributed.state_dicts(self.model, self.optimizer)
         checkpoint.read_tensors(path, tensors := weights | optimizer_state)
         distributed.load_state_dicts(
@@ -52,7 +62,6 @@ class Checkpoints:
             {name: tensors[name] for name in weights},
             {name: tensors[name] for name in optimizer_state},
         )
-        state = checkpoint.read_state(path)
         self.scale.resume(state)
         self.run.resume(state["step"], state)
         if not self.run.quiet:
@@ -74,7 +83,7 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Save this step: at once, or sharded in the background, once the one before is written."""
         self.wait()
-        state = self.run.state() | self.scale.state()
+        state = self.run.state() | self.scale.state() | self.average.state()
         if not self.sharded:
             if distributed.rank() == 0:
                 weights, optimizer_state = distributed.state_dicts(self.model, self.optimizer)

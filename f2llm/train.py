@@ -8,7 +8,7 @@ from torch import Tensor
 from .batches import HomogeneousBatches
 from .config import Machine, Training
 from .model import Embedder
-from .optimizer import LossScale, build_optimizer, learning_rate
+from .optimizer import LossScale, WeightAverage, build_optimizer, learning_rate
 from .resume import Checkpoints
 from .step import (
     PackedBatch,
@@ -40,7 +40,8 @@ def train(
     """
     optimizer = build_optimizer(model.model, config)
     scale = LossScale(needed=model.autocast_dtype == torch.float16)
-    checkpoints = Checkpoints(model, optimizer, scale, run)
+    average = WeightAverage(optimizer, len(batches), config)
+    checkpoints = Checkpoints(model, optimizer, scale, average, run)
     first = checkpoints.resume()
     model.model.train()
     for packed in ahead(lambda step: prepare(model, batches[step], machine, tokens), range(first, len(batches))):
@@ -55,6 +56,7 @@ def train(
             require_finite(step, packed, losses, grad_norm)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.take(step)
         run.log(step, packed.batch.source, rate, grad_norm, losses, packed.tokens())
         if config.validate_every and (step % config.validate_every == 0 or step == len(batches)):
             run.validate(step, validate(model, batches, config, machine))
@@ -64,4 +66,5 @@ def train(
             checkpoints.save(step)
         checkpoints.check()
     checkpoints.wait()
+    average.put()
     model.model.eval()

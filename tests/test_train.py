@@ -10,9 +10,9 @@ import torch
 from helpers.closeness import assert_close
 
 from f2llm.batches import HomogeneousBatches
-from f2llm.config import HardNegatives
+from f2llm.config import Average, HardNegatives, load_config
 from f2llm.model import Embedder
-from f2llm.optimizer import LossScale
+from f2llm.optimizer import LossScale, WeightAverage, build_optimizer
 from f2llm.step import clip_gradients, grad_cache_backward, prepare
 from f2llm.store.run_log import Run
 from f2llm.teacher import Cached, live
@@ -212,3 +212,52 @@ def test_an_overflow_leaves_out_the_step_and_resumes_to_the_same_bits(embedder, 
         manifest.write_text(manifest.read_text().replace("torch.float16", "killed"))
     resumed, again = trained_in(torch.float16, folder="killed")
     assert again.first_step == 6 and same_weights(whole, resumed)
+
+
+# Averaged weights -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def averaged(embedder, small_store, tiny_training, machine, tmp_path):
+    """averaged(folder, last) -> model after eight steps, the mean of every second from the last back."""
+
+    def train_in(folder, last):
+        model = Embedder(copy.deepcopy(embedder.model), embedder.tokenizer, embedder.max_tokens)
+        plan = replace(tiny_training, max_steps=8, average=Average(last=last, every=2))
+        batches = HomogeneousBatches(small_store, plan, seed=0, stage1=False)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        run = Run("test", len(batches), tmp_path / folder, print_every=1e9)
+        train(model, batches, plan, run, replace(machine, save_every=5))
+        return model
+
+    return train_in
+
+
+def test_averaged_weights_are_the_mean_of_those_after_the_last_steps(averaged, monkeypatch):
+    after, take = {}, WeightAverage.take
+
+    def look(average, step):
+        groups = average.optimizer.param_groups
+        after[step] = [weight.detach().double() for group in groups for weight in group["params"]]
+        take(average, step)
+
+    monkeypatch.setattr(WeightAverage, "take", look)
+    plain, mean = averaged("plain", last=0), averaged("mean", last=3)
+    expected = [sum(weights) / 3 for weights in zip(*(after[step] for step in (4, 6, 8)))]
+    optimizer = build_optimizer(mean.model, load_config("nano").stage2)
+    found = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight, wanted, last in zip(found, expected, after[8], strict=True):
+        assert_close(weight.detach().double(), wanted, eps=1e-6)
+        assert not torch.equal(weight.double(), last), "vacuous: the weights of the last step"
+    assert not same_weights(plain, mean)
+
+
+@pytest.mark.parametrize("killed_after", [5, 8])
+def test_averaged_weights_are_the_same_bits_when_resumed(averaged, tmp_path, killed_after):
+    whole = averaged("whole", last=3)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for manifest in (tmp_path / "killed").glob("step-*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"whole"', '"killed"'))
+    if killed_after == 5:
+        shutil.rmtree(tmp_path / "killed" / "step-00000008")
+    assert same_weights(averaged("killed", last=3), whole)

@@ -405,6 +405,18 @@ def export(
     print(f"{out}: README.md is the card, model_meta.py the entry for mteb's registry")
 
 
+@app.command()
+def average(
+    folders: Annotated[list[Path], typer.Argument(help="folders of models of one shape and tokenizer")],
+    out: Annotated[Path, typer.Option(help="where the averaged model goes")],
+) -> None:
+    """Average the weights of several models of one backbone; training.average in params.yaml does it in a training."""
+    from .average import average as write_average
+
+    write_average(folders, out)
+    print(f"{out}: the mean of {len(folders)} models' weights")
+
+
 def main() -> None:
     """Run a verb; an invalid input ends with a one-line error and exit code 1, without a traceback."""
     try:
