@@ -18,7 +18,7 @@ TRAINING = {
     "04_stage1": {"stage1", "seed"},
     "05_stage2": {"stage2", "seed"},
     "07_distill": {"distill", "seed", "prune"},
-    "08_evaluate": {"distill", "prune", "stage2", "name"},  # by models_of and ledger_of_pipeline
+    "08_evaluate": {"start_from", "distill", "prune", "stage2", "name"},  # by models_of and ledger_of_pipeline
 }
 
 
