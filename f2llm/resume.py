@@ -7,8 +7,7 @@ safetensors, and both are read the same way: every process reads what it needs.
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, redirect_stdout
-from io import StringIO
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -77,8 +76,7 @@ class Checkpoints:
             return next(filter(None, distributed.gather_objects(own)), "")
 
         found = distributed.broadcast_from_rank0(checkpoint.steps(self.run.folder))
-        with nullcontext() if distributed.rank() == 0 else redirect_stdout(StringIO()):
-            return checkpoint.latest(self.run.folder, found, fault)
+        return checkpoint.latest(self.run.folder, found, fault, quiet=distributed.rank() > 0)
 
     def save(self, step: int) -> None:
         """Save this step: at once, or sharded in the background, once the one before is written."""

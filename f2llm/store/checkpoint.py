@@ -83,18 +83,21 @@ def forget(folder: Path, step: int, keep: int = 2) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def latest(folder: Path, found: list[int] | None = None, fault: Callable[[Path], str] | None = None) -> Path | None:
-    """The newest checkpoint that is complete; damaged ones are named on the console and skipped.
+def latest(
+    folder: Path, found: list[int] | None = None, fault: Callable[[Path], str] | None = None, quiet: bool = False
+) -> Path | None:
+    """The newest checkpoint that is complete; damaged ones are skipped, and named on the console unless `quiet`.
 
     found: its steps, if they are known. fault: what is wrong with a checkpoint, where several processes share in
     finding out.
     """
     for step in reversed(steps(folder) if found is None else found):
         path = path_of(folder, step)
-        if wrong := (fault or fault_of)(path):
-            print(f"{path} is not a whole checkpoint and is left out: {wrong}", flush=True)
-        else:
+        wrong = (fault or fault_of)(path)
+        if not wrong:
             return path
+        if not quiet:
+            print(f"{path} is not a whole checkpoint and is left out: {wrong}", flush=True)
     return None
 
 
