@@ -15,6 +15,7 @@ NAMES = (
     "encode_cpu",
     "memory_cpu",
     "distillation_cpu",
+    "sharding_cpu",
     "prune_cpu",
     "data_cpu",
     "evaluation_cpu",

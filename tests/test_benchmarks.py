@@ -165,7 +165,7 @@ def test_embeddings_that_differ_or_have_no_length_are_an_error():
 # The others, small ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["distillation", "gpu", "prune"])
+@pytest.mark.parametrize("name", ["distillation", "gpu", "prune", "sharding"])
 def test_a_quick_run_ends_with_finite_ratios_and_writes_nothing(name, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.harness.write", lambda *_: pytest.fail("a quick run has written a result"))
     ratios = importlib.import_module(f"benchmarks.{name}").main(["--quick"])
