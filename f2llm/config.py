@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from .store.checked import build, checked, closest, matches, must_be, require
-from .store.model_folder import ARCHITECTURES, OF_LLAMA
+from .store.model_folder import ARCHITECTURES, LINEAR, OF_LLAMA
 from .store.packages import BACKBONES
 from .store.params import TRAINING_STAGES as TRAINING_STAGES
 from .store.params import overrides_of as overrides_of
@@ -61,6 +61,13 @@ Miner = Annotated[
 ]
 
 
+Targets = Annotated[
+    str | list[str],
+    must_be(
+        f"all, or a list of these linear layers: {', '.join(LINEAR)}",
+        lambda value: value == "all" or (isinstance(value, list) and value and set(value) <= set(LINEAR)),
+    ),
+]
 Benchmark = Annotated[
     str | list[str],
     must_be(
@@ -188,6 +195,21 @@ class HardNegatives:
 
 
 @checked
+class Lora:
+    """An adapter that is trained instead of all weights, see `f2llm.lora`; rank 0: none."""
+
+    rank: NonNegativeInt
+    alpha: PositiveFloat
+    dora: bool
+    targets: Targets
+
+    @model_validator(mode="after")
+    def _agrees(self):
+        require(self.rank > 0 or not self.dora, "dora is true, but rank is 0: no adapter; remedy: a rank above 0")
+        return self
+
+
+@checked
 class Training:
     learning_rate: PositiveFloat
     min_learning_rate: NonNegativeFloat
@@ -213,6 +235,7 @@ class Training:
     max_tokens: Annotated[int, must_be("2 or more (one token and EOS)", lambda n: n >= 2)]
     validate_every: NonNegativeInt
     validation_rows: NonNegativeInt
+    lora: Lora
 
     @model_validator(mode="after")
     def _agrees(self):

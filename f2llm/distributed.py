@@ -6,6 +6,7 @@ started by `accelerate launch` or torchrun; one process needs neither.
 """
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -103,11 +104,12 @@ def sum_gradients(model: nn.Module, bucket: int = 2**26) -> None:
     """
     if world_size() == 1 or is_sharded(model):
         return
-    for parameter in model.parameters():
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         if parameter.grad is None:  # a process whose share is empty
             parameter.grad = torch.zeros_like(parameter)
     waiting: list[Tensor] = []
-    for parameter in model.parameters():
+    for parameter in trained:
         waiting.append(parameter.grad)
         if sum(grad.numel() for grad in waiting) >= bucket:
             _sum(waiting)
@@ -125,12 +127,15 @@ def _sum(grads: list[Tensor]) -> None:
 
 # Full state dicts, the same for any number of processes ------------------------------------------
 
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 _BROADCAST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict, dict]:
-    """({weight: tensor}, {weight.state: tensor}) of model and optimizer, on the CPU of process 0; else empty."""
+    """({weight: tensor}, {weight.state: tensor}) of model and optimizer, on the CPU of process 0; else empty.
+
+    Frozen weights, which an adapter leaves as they were, are left out.
+    """
     weights = get_model_state_dict(model, options=_FULL)
     if optimizer is None:
         return weights, {}
@@ -143,6 +148,7 @@ def load_full_state_dict(
 ) -> None:
     """Load what `full_state_dict` returned; only process 0 needs to pass it."""
     options = _BROADCAST if dist.is_initialized() else StateDictOptions(full_state_dict=True)
+    options = replace(options, strict=all(parameter.requires_grad for parameter in model.parameters()))
     set_model_state_dict(model, weights, options=options)
     state: dict[str, dict] = {}
     for name, value in optimizer_state.items():
