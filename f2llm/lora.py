@@ -98,6 +98,8 @@ def merge_weights(model: PreTrainedModel, adapter: Path) -> None:
         weights = load_file(path)
         of_head = f"{PREFIX}model."  # where the base had a language-model head
         weights = {PREFIX + name.removeprefix(of_head).removeprefix(PREFIX): value for name, value in weights.items()}
+        if ranks := {len(value) for name, value in weights.items() if name.endswith("lora_A.weight")} - {config.r}:
+            raise ValueError(f"r is {config.r}, but its weights are of rank {min(ranks)}")
         adapted = get_peft_model(model, config)
         report = set_peft_model_state_dict(adapted, weights)
         missing = [name for name in report.missing_keys if ".lora_" in name]
