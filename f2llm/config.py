@@ -423,6 +423,11 @@ def _check_training(training: Training, section: str, dim: int, config: Config) 
         drawn = getattr(training.hard_negatives, task)
         require(drawn <= limit, f"{section}.hard_negatives.{task} is {drawn}, but only {limit} are kept per query")
     require(
+        not (training.lora.dora and config.machine.compile),
+        f"machine.compile is true, but {section}.lora.dora is too, whose layers torch.compile compiles for every shape "
+        "anew and then gives up; remedy: compile: false, or dora: false",
+    )
+    require(
         training.matryoshka_min_dim <= dim,
         f"{section}.matryoshka_min_dim is {training.matryoshka_min_dim}, but the embedding has only {dim} dimensions",
     )
