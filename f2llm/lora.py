@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -108,7 +114,9 @@ def merge_weights(model: PreTrainedModel, adapter: Path) -> None:
         adapted.merge_and_unload(safe_merge=True)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{adapter} does not fit its base: {reason}; remedy: the model that it was trained on") from None
+        raise ValueError(
+            f"{adapter} does not fit its base: {reason}; remedy: the model that it was trained on"
+        ) from None
 
 
 def merge(adapter: Path, base: Path) -> Embedder:

@@ -16,8 +16,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 from f2llm import lora
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import Lora
+from f2llm.encoder import load_encoder
+from f2llm.evaluation.public import find_model
 from f2llm.losses import matryoshka_dims
 from f2llm.model import Embedder
+from f2llm.pipeline.doctor import examine
+from f2llm.store.model_folder import check_foreign_folder
 from f2llm.store.run_log import Run
 from f2llm.train import train
 
@@ -149,7 +153,9 @@ def test_the_first_step_at_full_rank_goes_where_full_training_goes(embedder, bas
             if "lora_A" in key:
                 parameter.copy_(torch.eye(32))
     (embedder.embed(ids) * weights).sum().backward()
-    expected = {key: value.grad for key, value in full.model.named_parameters() if "q_proj" in key or "gate_proj" in key}
+    expected = {
+        key: value.grad for key, value in full.model.named_parameters() if "q_proj" in key or "gate_proj" in key
+    }
     found = {
         key.replace(".lora_B.default", ""): value.grad
         for key, value in of_adapter(embedder.model).items()
@@ -246,9 +252,15 @@ def test_damaged_and_unsafe_weights_are_refused(foreign, base):
         lora.merge(foreign[0], base)
 
 
-def test_an_adapter_is_named_where_a_model_is_expected(foreign):
-    with pytest.raises(ValueError, match=r"has an adapter \(adapter_config.json\).* remedy: f2llm merge .*foreign BASE"):
-        Embedder.load(foreign[0])
+def test_an_adapter_is_named_where_a_model_is_expected(foreign, base, tmp_path):
+    folder, expected = foreign[0], r"has an adapter \(adapter_config.json\).* remedy: f2llm merge .* BASE OUT"
+    for reader in (Embedder.load, load_encoder, examine, lambda path: find_model(str(path), tmp_path / "mirror")):
+        with pytest.raises(ValueError, match=expected):
+            reader(folder)
+    shutil.copy(folder / "adapter_config.json", base)  # beside whole weights, where sentence-transformers adds it
+    for reader in (load_encoder, examine, check_foreign_folder):
+        with pytest.raises(ValueError, match=expected):
+            reader(base)
 
 
 def test_the_files_of_an_adapter_do_not_depend_on_the_order_of_sets(trained, saved, base, tmp_path):
