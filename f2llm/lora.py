@@ -4,7 +4,7 @@ An adapter folder is peft's own, adapter_config.json and adapter_model.safetenso
 model it belongs to, by the hashes of its weights, and the settings of training that decide an embedding.
 
 There is no dropout: gradient caching embeds a text twice and needs the same embedding both times.
-Deviation: the papers train all weights, as every size does while `lora.rank` is 0.
+Deviation: the papers train all weights, as every size does here unless `lora.rank` is above 0.
 Source: Hu et al. 2021, arXiv 2106.09685; DoRA: Liu et al. 2024, arXiv 2402.09353.
 """
 
@@ -81,7 +81,7 @@ def num_trained(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def save_adapter(folder: Path, model: Embedder, weights: dict[str, Tensor], base: Path) -> None:
-    """Write the adapter of a model to a new folder. weights: by their names in the model; base: the folder it adapts."""
+    """Write the adapter of a model to a new folder. weights: by names of its parameters; base: the folder it adapts."""
     folder.mkdir()
     config = model.model.peft_config["default"]
     plain = get_peft_model_state_dict(model.model, state_dict=weights, save_embedding_layers=False)
