@@ -65,7 +65,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> None:
     """Put a new adapter, which changes nothing yet, into a model, in place; from now on only it has gradients."""
     targets = sorted(LINEAR if lora.targets == "all" else lora.targets)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, use_dora=lora.dora, target_modules=targets)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
 

@@ -231,6 +231,11 @@ class Embedder:
         The embedding contract is computed by the model in memory, which has the same weights. If it is sharded, its
         contract has no embeddings, since no process has all weights; `f2llm export` adds them.
         """
+        if hasattr(self.model, "peft_config"):
+            raise RuntimeError(
+                f"{folder}: a model in training has an adapter beside its weights, which no model folder holds; "
+                "remedy: f2llm.lora.save_adapter, then f2llm.lora.merge; or lora.rank 0"
+            )
         self.model.save_pretrained(folder, state_dict=weights)
         if self.tokenizer.pad_token is None:  # as Llama, Mistral, SmolLM; sentence-transformers pads, and masks pads
             self.tokenizer.pad_token = self.tokenizer.eos_token

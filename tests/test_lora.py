@@ -100,6 +100,12 @@ def test_embeddings_and_gradients_are_those_of_peft_on_the_base(trained, saved, 
     assert_all_close(found, expected_gradients, eps=1e-5)
 
 
+def test_a_model_that_is_not_merged_is_not_written(trained, tmp_path):
+    with pytest.raises(RuntimeError, match=r"has an adapter beside its weights, .* remedy: f2llm\.lora\.save_adapter"):
+        trained.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_merged_model_has_the_embeddings_of_base_and_adapter(trained, saved, base):
     ids = trained.tokenize(SENTENCES)
     expected = trained.embed(ids)
