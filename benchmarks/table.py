@@ -19,6 +19,7 @@ NAMES = (
     "prune_cpu",
     "data_cpu",
     "evaluation_cpu",
+    "lora_cpu",
     "gpu",
 )
 

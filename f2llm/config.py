@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from .store.checked import build, checked, closest, matches, must_be, require
-from .store.model_folder import ARCHITECTURES, OF_LLAMA
+from .store.model_folder import ARCHITECTURES, LINEAR, OF_LLAMA
 from .store.packages import BACKBONES
 from .store.params import TRAINING_STAGES as TRAINING_STAGES
 from .store.params import overrides_of as overrides_of
@@ -61,6 +61,13 @@ Miner = Annotated[
 ]
 
 
+Targets = Annotated[
+    str | list[str],
+    must_be(
+        f"all, or a list of these linear layers: {', '.join(LINEAR)}",
+        lambda value: value == "all" or (isinstance(value, list) and value and set(value) <= set(LINEAR)),
+    ),
+]
 Benchmark = Annotated[
     str | list[str],
     must_be(
@@ -196,6 +203,21 @@ class Average:
 
 
 @checked
+class Lora:
+    """An adapter that is trained instead of all weights, see `f2llm.lora`; rank 0: none."""
+
+    rank: NonNegativeInt
+    alpha: PositiveFloat
+    dora: bool
+    targets: Targets
+
+    @model_validator(mode="after")
+    def _agrees(self):
+        require(self.rank > 0 or not self.dora, "dora is true, but rank is 0: no adapter; remedy: a rank above 0")
+        return self
+
+
+@checked
 class Training:
     learning_rate: PositiveFloat
     min_learning_rate: NonNegativeFloat
@@ -222,6 +244,7 @@ class Training:
     max_tokens: Annotated[int, must_be("2 or more (one token and EOS)", lambda n: n >= 2)]
     validate_every: NonNegativeInt
     validation_rows: NonNegativeInt
+    lora: Lora
 
     @model_validator(mode="after")
     def _agrees(self):
@@ -428,6 +451,11 @@ def _check_training(training: Training, section: str, dim: int, config: Config) 
     for task, limit in limits.items():
         drawn = getattr(training.hard_negatives, task)
         require(drawn <= limit, f"{section}.hard_negatives.{task} is {drawn}, but only {limit} are kept per query")
+    require(
+        not (training.lora.dora and config.machine.compile),
+        f"machine.compile is true, but {section}.lora.dora is too, whose layers torch.compile compiles for every shape "
+        "anew and then gives up; remedy: compile: false, or dora: false",
+    )
     require(
         training.matryoshka_min_dim <= dim,
         f"{section}.matryoshka_min_dim is {training.matryoshka_min_dim}, but the embedding has only {dim} dimensions",

@@ -108,11 +108,12 @@ def sum_gradients(model: nn.Module, bucket: int = 2**26) -> None:
     """
     if world_size() == 1 or is_sharded(model):
         return
-    for parameter in model.parameters():
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         if parameter.grad is None:  # a process whose share is empty
             parameter.grad = torch.zeros_like(parameter)
     waiting: list[Tensor] = []
-    for parameter in model.parameters():
+    for parameter in trained:
         waiting.append(parameter.grad)
         if sum(grad.numel() for grad in waiting) >= bucket:
             _sum(waiting)
@@ -143,7 +144,8 @@ def load_state_dicts(
     model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor]
 ) -> None:
     """Load the parts that this process holds, as `state_dicts` returns them."""
-    set_model_state_dict(model, weights, options=StateDictOptions(strict=False))  # without what is not trained
+    strict = all(parameter.requires_grad for parameter in model.parameters())  # else frozen weights are not among them
+    set_model_state_dict(model, weights, options=StateDictOptions(strict=strict))
     state: dict[str, dict] = {}
     for name, value in optimizer_state.items():
         weight, _, key = name.rpartition(".")
@@ -153,5 +155,6 @@ def load_state_dicts(
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """{weight: tensor} of the whole model, on the CPU of process 0, else empty."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """{weight: tensor} of what is trained, whole and on the CPU of process 0, else empty."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(model, options=options)

@@ -62,17 +62,22 @@ class Embedder:
 
     @classmethod
     def load(
-        cls, path: Path | str, token_budget: int = 8192, training: bool = False, precision: str = "auto"
+        cls,
+        path: Path | str,
+        token_budget: int = 8192,
+        training: bool = False,
+        precision: str = "auto",
+        device: torch.device | None = None,
     ) -> "Embedder":
-        """From a folder with config.json, safetensors and tokenizer, onto the GPU if there is one.
+        """From a folder with config.json, safetensors and tokenizer, onto the device; None: the GPU if there is one.
 
         Weights are bfloat16 on Ampere or newer; float32 on CPU, on older GPUs and for training. There `precision` says
         what matrix products are computed in (`machine.precision`); weights and their gradients stay float32.
         """
         path = Path(path)
         check_model_folder(path)
-        device, dtype = device_and_dtype()
-        model = load_weights(path, torch.float32 if training else dtype).to(device).eval()
+        usual, dtype = device_and_dtype()
+        model = load_weights(path, torch.float32 if training else dtype).to(device or usual).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
         check_tokenizer(path, tokenizer)
         if len(tokenizer) > model.config.vocab_size:
@@ -226,6 +231,11 @@ class Embedder:
         The embedding contract is computed by the model in memory, which has the same weights. If it is sharded, its
         contract has no embeddings, since no process has all weights; `f2llm export` adds them.
         """
+        if hasattr(self.model, "peft_config"):
+            raise RuntimeError(
+                f"{folder}: a model in training has an adapter beside its weights, which no model folder holds; "
+                "remedy: f2llm.lora.save_adapter, then f2llm.lora.merge; or lora.rank 0"
+            )
         self.model.save_pretrained(folder, state_dict=weights)
         if self.tokenizer.pad_token is None:  # as Llama, Mistral, SmolLM; sentence-transformers pads, and masks pads
             self.tokenizer.pad_token = self.tokenizer.eos_token

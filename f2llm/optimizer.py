@@ -9,9 +9,11 @@ from .config import Training
 
 
 def build_optimizer(model: nn.Module, config: Training) -> torch.optim.AdamW:
-    """Fused AdamW; weights of norms and biases decay only if config.decay_norms, as the authors' do."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    """Fused AdamW of all parameters that are not frozen; vectors (weights of norms, biases, DoRA's magnitudes) decay
+    only if config.decay_norms, as the authors' do."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": config.weight_decay if config.decay_norms else 0.0},

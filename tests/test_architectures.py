@@ -1,5 +1,6 @@
 """Decoders of transformers beside Qwen3: packed equals padded in values and gradients; export; pruning."""
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 from helpers.closeness import assert_all_close, assert_close
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -24,15 +26,15 @@ from transformers import (
     SmolLM3Config,
 )
 
-from f2llm import attention
+from f2llm import attention, lora
 from f2llm.batches import HomogeneousBatches
 from f2llm.config import SHAPE as SHAPE_OF_BACKBONE
-from f2llm.config import Prune, Shape
+from f2llm.config import Lora, Prune, Shape
 from f2llm.model import Embedder
 from f2llm.pipeline.plan import num_parameters
 from f2llm.prune import importance_scores, prune_to
 from f2llm.step import compute_losses, grad_cache_backward, prepare
-from f2llm.store.model_folder import ARCHITECTURES, OF_LLAMA
+from f2llm.store.model_folder import ARCHITECTURES, LINEAR, OF_LLAMA
 
 SHAPE = {
     "hidden_size": 32,
@@ -142,6 +144,47 @@ def test_packed_on_a_gpu_equals_the_cpu(model, tokenizer, dtype):
     if dtype == torch.float32:
         assert_close(found, expected, eps=1e-4)
     assert (found.cpu() * expected).sum(1).min() > 0.97
+
+
+def of_adapter(model) -> dict[str, torch.Tensor]:
+    """The parameters of an adapter, under the names that peft's own model gives them."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def test_the_linear_layers_are_those_that_an_adapter_can_be_on(model):
+    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert found == set(LINEAR)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapted_model_packed_recomputed_and_merged_is_that_of_peft(model, tokenizer, dora, tmp_path):
+    """In gradients to 1e-4: an adapter of this size makes them larger, layer by layer."""
+    base, config = copy.deepcopy(model), LoraConfig(r=3, lora_alpha=6, use_dora=dora, target_modules=sorted(LINEAR))
+    embedder = Embedder(copy.deepcopy(model), tokenizer, 64, token_budget=40)
+    ids = embedder.tokenize(TEXTS)
+    with torch.no_grad():
+        before = embedder.embed(ids)
+    oracle = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for parameter in of_adapter(oracle).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    lora.add_adapter(embedder.model, Lora(rank=3, alpha=6.0, dora=dora, targets="all"), seed=0)
+    set_peft_model_state_dict(embedder.model, get_peft_model_state_dict(oracle, save_embedding_layers=False))
+    expected, found = padded(oracle, ids), embedder.embed(ids)
+    assert (expected - before).abs().max() > 0.1, "vacuous: the adapter changes nothing"
+    assert_close(found, expected, eps=1e-5)
+    expected_gradients = {
+        name.removeprefix(lora.PREFIX): gradient for name, gradient in gradients(oracle, expected).items()
+    }
+    assert expected_gradients.keys() == of_adapter(embedder.model).keys() and len(expected_gradients) >= 14 * 4
+    assert_all_close(gradients(embedder.model, found), expected_gradients, eps=1e-4)
+    weights = {name: value.detach() for name, value in of_adapter(embedder.model).items()}
+    lora.save_adapter(tmp_path / "adapter", embedder, weights, tmp_path)
+    lora.merge_weights(base, tmp_path / "adapter")
+    assert_close(Embedder(base, tokenizer, 64).embed(ids), expected, eps=1e-5)
+    embedder.recompute(selectively=dora)
+    embedder.model.train()
+    assert_all_close(gradients(embedder.model, embedder.embed(ids)), expected_gradients, eps=1e-4)
 
 
 def test_windows_and_caps_change_the_embeddings(model, tokenizer, name):

@@ -181,6 +181,17 @@ def test_memory_of_a_step_counts_its_tokens_and_not_the_way():
     assert cached["tokens"] == plain["tokens"] > 1000 and plain["growth_mib"] >= 0
 
 
+def test_the_ways_of_the_benchmark_of_adapters_start_from_one_loss():
+    from benchmarks.lora import WAYS, Trained
+
+    ways = {way: Trained(way, legs.SMALL_SHAPE, queries=2) for way in WAYS}
+    losses, again = ([trained.step() for trained in ways.values()] for _ in range(2))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4) and losses[0] > 1
+    assert len(set(again)) == 3 and max(again) < losses[0], "vacuous: no way has learned"
+    full, adapter, with_magnitudes = (trained.checkpoint_bytes() for trained in ways.values())
+    assert adapter < with_magnitudes < full / 2
+
+
 def test_every_benchmark_of_the_table_is_one_that_make_bench_runs():
     (line,) = (line for line in (harness.ROOT / "Makefile").read_text().splitlines() if "-m benchmarks.$$name" in line)
     ran = line.partition(" in ")[2].partition(";")[0].split()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from f2llm.config import Config, load_config, overrides_of, read_yaml, resolve, root, write_config
+from f2llm.config import Config, Lora, load_config, overrides_of, read_yaml, resolve, root, write_config
 
 
 def place(params, path, value):
@@ -351,6 +351,18 @@ def test_values_that_contradict_each_other_are_named_together(params):
             {"distill": {"matryoshka_min_dim": 33}},
             "distill.atto.matryoshka_min_dim is 33, but the embedding has only 32",
         ),
+        ({"stage1": {"lora": {"rank": -1}}}, "stage1.lora.rank is -1, but must be 0 or more"),
+        ({"stage2": {"lora": {"alpha": 0}}}, "stage2.lora.alpha is 0, but must be above 0"),
+        ({"distill": {"lora": {"dora": True}}}, "dora is true, but rank is 0: no adapter; remedy: a rank above 0"),
+        ({"stage1": {"lora": {"dropout": 0.1}}}, "unknown key 'dropout'"),
+        *(
+            ({"stage1": {"lora": {"targets": wrong}}}, f"stage1.lora.targets is {wrong!r}, but must be all, or a list")
+            for wrong in ("q_proj", "none", [], ["q_proj", "qproj"], 3)
+        ),
+        (
+            {"machine": {"compile": True}, "stage2": {"lora": {"rank": 4, "dora": True}}},
+            "machine.compile is true, but stage2.lora.dora is too",
+        ),
         ({"teacher": HUB}, f"teacher is '{HUB}', but stage2.distillation_weight is 0.0; remedy: name a teacher"),
         ({"stage2": {"distillation_weight": 0.5}}, "teacher is 'none', but stage2.distillation_weight is 0.5; remedy"),
     ]
@@ -373,6 +385,14 @@ def test_what_may_be_null_or_named_in_several_ways_is_taken(params):
     for teacher in (HUB, "experiment:larger", "folder:models/larger"):
         override = {"teacher": teacher, "stage2": {"distillation_weight": 1.0}}
         assert resolve(params, "nano", override).teacher == teacher
+
+
+def test_an_adapter_of_all_three_stages_is_an_override_of_training(params):
+    assert resolve(params, "0.6B").stage1.lora == Lora(rank=0, alpha=32.0, dora=False, targets="all")
+    config = resolve(params, "0.6B", overrides_of(["training.lora.rank=16", "training.lora.targets=[q_proj, v_proj]"]))
+    trainings = [config.stage1, config.stage2, *config.distill.values()]
+    expected = Lora(rank=16, alpha=32.0, dora=False, targets=["q_proj", "v_proj"])
+    assert len(trainings) == 5 and all(training.lora == expected for training in trainings)
 
 
 def test_settings_of_the_command_line_are_overrides(params):

@@ -387,6 +387,21 @@ def doctor(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="the folder of a LoRA or DoRA adapter")],
+    base: Annotated[Path, typer.Argument(help="the folder of the model that it was trained on")],
+    out: Annotated[Path, typer.Argument(help="where the model goes; the folder must not be there yet")],
+) -> None:
+    """Add an adapter to the weights of its base and write the model; trained stages are merged already."""
+    from ..lora import merge as merged
+
+    if out.exists():
+        raise ValueError(f"{out} exists; remedy: a folder that does not, which the model becomes")
+    merged(adapter, base).save(out)
+    print(f"{out}: {base} with the adapter {adapter}")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="the folder of a model, such as models/stage2")],
     out: Annotated[Path, typer.Argument(help="where the copy goes")],

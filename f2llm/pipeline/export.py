@@ -64,7 +64,7 @@ def export(
     sources = read_json(manifest)["sources"] if manifest else {}
     means = read_scores(scores, _name_in_scores(train, folder)) if scores else []
     with whole_folder(out) as new:
-        shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "onnx"))
+        shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "onnx", "adapter"))
         (new / "2_Normalize").mkdir(exist_ok=True)
         contract = complete_contract(new)
         onnx = _write_onnx(new)

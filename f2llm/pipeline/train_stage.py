@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .. import contract, distributed
+from .. import contract, distributed, lora
 from ..batches import HomogeneousBatches
 from ..config import TRAINING_STAGES, Config, Machine, Training, load_config
 from ..encoder import load_encoder
@@ -95,12 +95,15 @@ def train_model(one: ModelToTrain, stage: str, config: Config) -> None:
         folder = Path(distributed.broadcast_from_rank0(str(folder)))
         if first:
             stack.enter_context(alone_in(folder))
-        model = load_for_training(one.start, training, machine)
+        model = load_for_training(one.start, training, machine, config.seed)
+        trained, total = lora.num_trained(model.model)
+        if first:
+            print(f"{one.name}: trains {trained:,} of {total:,} parameters", flush=True)
         teacher = load_teacher(one.teacher, model, batches, machine) if one.teacher and len(batches) else None
         tokens = stored_tokens(batches, model)
         run = Run(one.name, len(batches), folder, quiet=not first, tensorboard=machine.tensorboard)
         train(model, batches, training, run, machine, teacher, tokens)
-        write_model(model, one.out, run, config, [str(path) for path in one.inputs], training.instructions)
+        write_model(model, one, run, config)
 
 
 def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machine: Machine) -> Callable:
@@ -113,12 +116,14 @@ def load_teacher(path: Path, model: Embedder, batches: HomogeneousBatches, machi
     return teacher_embeddings(path, teacher, batches, machine)
 
 
-def load_for_training(start: Path, training: Training, machine: Machine) -> Embedder:
-    """The model to train, with the machine's settings for speed and memory."""
+def load_for_training(start: Path, training: Training, machine: Machine, seed: int = 0) -> Embedder:
+    """The model to train, with a new adapter if it has one, and the machine's settings for speed and memory."""
     model = Embedder.load(start, machine.token_budget, training=True, precision=machine.precision)
     model.max_tokens = training.max_tokens
     model.query_prompt = prompted("", contract.INSTRUCTION) if training.instructions else ""
     model.matryoshka_dims = matryoshka_dims(model.dim, training.matryoshka_min_dim)
+    if training.lora.rank and training.epochs:
+        lora.add_adapter(model.model, training.lora, seed)
     if machine.recompute != "none":
         model.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
@@ -137,16 +142,21 @@ def stored_tokens(batches: HomogeneousBatches, model: Embedder) -> dict[str, Tok
     return make(quiet=True)
 
 
-def write_model(model: Embedder, out: Path, run: Run, config: Config, inputs: list[str], instructions: bool) -> None:
+def write_model(model: Embedder, one: ModelToTrain, run: Run, config: Config) -> None:
     """Write the trained model, its logs and its provenance atomically; mark the scratch folder as finished.
 
-    instructions: whether it was trained with them, so that evaluation knows.
+    A model with an adapter is written merged, and the adapter beside it in the folder `adapter`.
     """
     weights = distributed.full_weights(model.model)
     if distributed.rank() == 0:
-        with whole_folder(out) as folder:
-            model.write(folder, weights)
-            facts = {"instructions": instructions, "processes": distributed.world_size()}
+        with whole_folder(one.out) as folder:
+            if lora.has_adapter(model.model):
+                lora.save_adapter(folder / "adapter", model, weights, one.start)
+                lora.merge(folder / "adapter", one.start).write(folder)
+            else:
+                model.write(folder, weights)
+            facts = {"instructions": one.training.instructions, "processes": distributed.world_size()}
+            inputs = [str(path) for path in one.inputs]
             run.write(folder, config, inputs, facts | {"machine": asdict(config.machine)})
         checkpoint.mark_finished(run.folder)
     distributed.barrier()

@@ -10,6 +10,8 @@ from pathlib import Path
 # model_type of config.json: decoders whose layers call transformers' attention interface; tests/test_architectures.py
 OF_LLAMA = ("qwen3", "qwen2", "llama", "mistral")  # weights named as Llama's, two norms a layer: these can be pruned
 ARCHITECTURES = (*OF_LLAMA, "gemma", "gemma2", "gemma3_text", "smollm3", "olmo", "olmo2", "olmo3")
+# The linear layers of every one of them, in attention and MLP.
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEADS = ("lm_head", "cls.", "pooler.", "classifier.", "qa_outputs.", "embeddings.position_ids")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors: torch
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
@@ -31,12 +33,23 @@ def read_json(path: Path) -> dict | list:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is a model of transformers or of sentence-transformers."""
+    """Whether a folder is a model of transformers or of sentence-transformers; ValueError if it holds an adapter."""
+    refuse_adapter(folder)
     return (folder / "config.json").is_file() or (folder / "modules.json").is_file()
+
+
+def refuse_adapter(folder: Path) -> None:
+    """ValueError if a folder holds an adapter of peft, which libraries would add to weights or look for a base of."""
+    if adapters := sorted(file.name for file in folder.glob("adapter_*")):
+        raise ValueError(
+            f"{folder} has an adapter ({adapters[0]}), which is no model by itself; remedy: f2llm merge {folder} BASE "
+            "OUT, which adds it to the weights of the model that it was trained on"
+        )
 
 
 def check_model_folder(folder: Path) -> None:
     """ValueError unless the folder is a whole model whose embeddings the kit's forward pass computes."""
+    refuse_adapter(folder)
     for names in (["config.json"], WEIGHTS, ["tokenizer.json"]):
         if not any((folder / name).exists() for name in names):
             raise ValueError(
@@ -90,11 +103,6 @@ def _check_config(folder: Path, config: dict) -> None:
         raise NotComputed(
             f"{folder}/config.json declares rope_type longrope, whose frequencies follow the longest text of a batch: "
             f"embeddings would depend on their neighbours, which the kit does not compute; {REMEDY}"
-        )
-    if adapters := sorted(file.name for file in folder.glob("adapter_*")):
-        raise ValueError(
-            f"{folder} has an adapter ({adapters[0]}), which the kit does not add to the weights; remedy: merge it "
-            "into the model (merge_and_unload of peft) and save that"
         )
 
 
@@ -150,6 +158,7 @@ def check_foreign_folder(folder: Path) -> None:
             "sentence-transformers saved, or embedder:<folder> for a decoder with last-token pooling"
         )
     for module in read_json(folder / "modules.json"):
+        refuse_adapter(folder / str(module.get("path", "")))
         if not str(module.get("type", "")).startswith("sentence_transformers."):
             raise ValueError(
                 f"{folder}/modules.json has a module of type {module.get('type')!r}, which is code of its own; "

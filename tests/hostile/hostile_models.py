@@ -169,7 +169,7 @@ def frequencies_by_the_longest_text_of_a_batch(tmp_path, rope):
     return loading(tmp_path / "model")
 
 
-@refused(r"has an adapter \(adapter_.*\), .* remedy: merge it", "adapter_config.json", "adapter_model.safetensors")
+@refused(r"has an adapter \(adapter_.*\), .* remedy: f2llm merge", "adapter_config.json", "adapter_model.safetensors")
 def an_adapter_beside_the_weights(tmp_path, name):
     (copied(tmp_path) / name).write_text("{}")
     return loading(tmp_path / "model")
