@@ -24,7 +24,7 @@ from ..evaluation.results import judged
 from ..reporting.tables import means_by_type
 from ..store.code import code_digests, imported_modules
 from ..store.files import alone_in, sha256
-from ..store.run_log import duration
+from ..store.progress import duration
 from .launch import die_with_parent
 from .notebook import MODELS, code_of, stage_notebooks
 

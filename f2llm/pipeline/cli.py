@@ -224,12 +224,14 @@ def fetch(
 def _fetch_plans(plans: list, mirror: Path) -> None:
     """Say what is to be fetched, then fetch it."""
     from ..data.fetch import fetch as fetch_files
+    from ..store.progress import Progress
 
     for plan in plans:
         print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
     print(f"{len(plans)} repositories, {sum(plan.bytes for plan in plans) / 2**30:.2f} GiB in all")
+    progress = Progress("fetch", "bytes", sum(plan.bytes for plan in plans))
     for plan in plans:
-        fetch_files(plan, mirror)
+        fetch_files(plan, mirror, progress)
 
 
 @app.command()
