@@ -76,7 +76,7 @@ def num_records(part: Part, data: Data) -> int | None:
         return part.source.rows
     counts = _caps(part.source, data)
     if data.source == "released":
-        first, last = part.source.file_rows or (0, open_table(part.paths[0]).num_rows)
+        first, last = part.source.file_rows or (0, sum(open_table(path).num_rows for path in part.paths))
         counts = [last - first, *([] if part.source.stage1 else [data.cap_per_source or last])]
     return min(counts, default=None)
 

@@ -277,6 +277,17 @@ def _setting(setting: str) -> str:
     return f"+override.{setting}" if "." in setting.partition("=")[0] else setting
 
 
+def require_git() -> None:
+    """Raise a RuntimeError without git, or outside a clone: experiments are commits."""
+    try:
+        inside = subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode == 0
+        fault, remedy = f"{Path.cwd()} is no git clone", "git clone the repository"
+    except FileNotFoundError:
+        inside, fault, remedy = False, "git is not installed", "install git"
+    if not inside:
+        raise RuntimeError(f"{fault}, but experiments are commits of a clone; nothing was run. remedy: {remedy}")
+
+
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
 

@@ -45,7 +45,7 @@ class Progress:
     def total(self) -> float | None:
         """Units in all, without those left out; None if that is not known, or turns out to be wrong."""
         total = None if self.all is None else self.all - self.counts[1]
-        return None if total is None or self.done > total * (1 + ROUNDING) else total
+        return total if total and self.done <= total * (1 + ROUNDING) else None
 
     @contextmanager
     def work(self, amount: float) -> Iterator[None]:
