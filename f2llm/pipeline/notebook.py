@@ -160,7 +160,7 @@ def execute(path: Path, out: Path, **parameters) -> None:
         raise RuntimeError(f"{path}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {out})") from None
     except DeadKernelError:
         raise RuntimeError(
-            f"{path}: its process was killed, mostly for want of memory; remedy: the same command again, which resumes; "
+            f"{path}: its process was killed, mostly for lack of memory; remedy: the same command, which resumes; "
             "if it is killed again, a smaller machine.token_budget, or close other programs"
         ) from None
     except OSError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -309,6 +310,23 @@ def test_every_reading_of_a_row_is_counted_in_whichever_process(source, data, tm
     parts.append(Part("three", replace(one, name="other"), (), None, {}, ready_made=True))
     assemble(parts, records_by_name, [], replace(data, source="sources"), 0, tmp_path / "out", workers=workers)
     assert [(progress.done, progress.total) for progress in made] == [(3 + 3 + 2, 3 + 3 + 2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_error_and_the_tuples_of_before_stay(source, data, tmp_path, workers):
+    parts = [Part(name, source("retrieval"), (), None, {}, ready_made=True) for name in ("one", "two")]
+    assemble(parts, records_by_name, [], data, 0, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))  # as a full disk, but with "File too large" for a reason
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"cannot write .*/out: File too large; .* kept. remedy: free disk space"
+        ):
+            assemble(parts, records_by_name, [], data, 0, tmp_path / "out", workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before and len(before) == 5
 
 
 def records_by_name(part) -> list[dict]:
