@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import os
 import re
 import sys
@@ -158,6 +159,9 @@ def execute(path: Path, out: Path, **parameters) -> None:
         )
     except PapermillExecutionError as error:
         raise RuntimeError(f"{path}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {out})") from None
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the kernel's end, with a traceback
+        raise
     except DeadKernelError:
         raise RuntimeError(
             f"{path}: its process was killed, mostly for lack of memory; remedy: the same command, which resumes; "
