@@ -10,13 +10,15 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help clone repro test browser bench lint format lab clean
+.PHONY: help clone moved repro test browser bench lint format lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 clone:
+	@test -w . || { echo "error: $(CURDIR) cannot be written, and everything that a run makes goes there; remedy: make it writable, or git clone it to another folder"; exit 1; }
+	@command -v git > /dev/null || { echo "error: git is not installed, and DVC needs it; remedy: install git"; exit 1; }
 	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { echo "error: DVC needs git and a git clone, and $(CURDIR) is none (a ZIP has no history); remedy: git clone the repository, or here: git init && git add -A && git commit -m start"; exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt
@@ -26,9 +28,12 @@ clone:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,pipeline,eval,dev]'
 	@$(BIN)/python -m f2llm fetch nano
-	@touch .venv/installed
+	@echo '$(CURDIR)' > .venv/installed
 
-repro: clone .venv/installed  ## run the whole pipeline for the configured size, print the results
+moved: .venv/installed
+	@test ! -s .venv/installed || test "$$(cat .venv/installed)" = '$(CURDIR)' || echo "note: .venv was made in $$(cat .venv/installed): make works here, but .venv/bin/activate and the scripts f2llm and dvc name that folder; remedy: rm -r .venv, and make sets it up again"
+
+repro: clone moved  ## run the whole pipeline for the configured size, print the results
 	@start=$$(date +%s) && python -m dvc repro && python -m f2llm summary --seconds $$(( $$(date +%s) - start ))
 
 test: .venv/installed  ## run all tests, in two processes

@@ -5,6 +5,7 @@ downloaded, no code that comes with a model runs, and no pickle is read. N texts
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoModel, MT5EncoderModel, T5EncoderModel
 
 from .model import Embedder, device_and_dtype
 from .store.model_folder import NotComputed, check_foreign_folder, check_weights, read_json
+from .store.progress import Progress
 
 COMPARED = (
     "fox",
@@ -59,7 +61,7 @@ class ForeignEncoder:
 
         A teacher reads the stage's prompts, which are part of the texts, and distillation compares raw embeddings.
         """
-        return self._unnormalised.encode(texts, prompt="", convert_to_tensor=True, show_progress_bar=False).float()
+        return encode_by(self._unnormalised.encode, texts, prompt="", convert_to_tensor=True).float()
 
     @cached_property
     def _unnormalised(self):
@@ -72,7 +74,7 @@ class ForeignEncoder:
         instruction: None for documents; any text for queries, of which only its presence counts.
         """
         encode = self.model.encode_document if instruction is None else self.model.encode_query
-        rows = np.asarray(encode(texts, show_progress_bar=False), dtype=np.float32)[:, :dim]
+        rows = np.asarray(encode_by(encode, texts), dtype=np.float32)[:, :dim]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
     def num_parameters(self) -> tuple[int, int]:
@@ -80,6 +82,21 @@ class ForeignEncoder:
         tables = [module for module in self.model.modules() if isinstance(module, torch.nn.Embedding)]
         total = sum(parameter.numel() for parameter in self.model.parameters())
         return total, total - sum(table.weight.numel() for table in tables)
+
+
+def encode_by(encode: Callable, texts: list[str], **options):
+    """The result of a model's `encode`, `encode_query` or `encode_document`, with the kit's line instead of its bar."""
+    progress = Progress("embed", "texts", len(texts))
+
+    def count(module, given, made: dict) -> None:
+        progress.add(len(made["sentence_embedding"]))
+
+    hook = encode.__self__[-1].register_forward_hook(count)
+    try:
+        with progress.work(len(texts)):
+            return encode(texts, show_progress_bar=False, **options)
+    finally:
+        hook.remove()
 
 
 def load_encoder(path: Path, token_budget: int = 8192) -> Embedder | ForeignEncoder:

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +25,7 @@ from .distributed import is_sharded
 from .packing import Pack, pack
 from .store.files import whole_folder
 from .store.model_folder import NotComputed, check_model_folder, check_weights, longest_text
+from .store.progress import Progress
 from .text import prompted
 
 transformers_logging.disable_progress_bar()  # one bar per loaded model says nothing that loading does not
@@ -167,7 +167,7 @@ class Embedder:
         """Unit-length float32 embeddings (N, dim) in the order given.
 
         `instruction` is for queries, `dim` a matryoshka prefix. What all texts begin with, such as the
-        instruction, is computed once (on CPU). PackedBatch of more than ten seconds shows a progress bar.
+        instruction, is computed once (on CPU).
         """
         if dim is not None and not 1 <= dim <= self.dim:
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.dim} dimensions")
@@ -182,12 +182,12 @@ class Embedder:
         if shared >= WORTH_SHARING:
             prefix = {"prefix": self._keys_and_values(token_ids[0][:shared])}
             token_ids = [ids[shared:] for ids in token_ids]
-        with tqdm(total=sum(map(len, token_ids)), unit="token", unit_scale=True, delay=10, mininterval=5) as bar:
-            for part in pack(token_ids, self.token_budget):
+        progress = Progress("embed", "tokens", sum(map(len, token_ids)))
+        for part in pack(token_ids, self.token_budget):
+            with progress.work(part.num_tokens):
                 after = replace(part, position_ids=part.position_ids + shared) if prefix else part
                 full = self.embed_pack(after, **prefix).float()
                 embeddings[part.rows] = torch.nn.functional.normalize(full[:, :dim], dim=-1).cpu().numpy()
-                bar.update(part.num_tokens)
         return embeddings
 
     def _keys_and_values(self, token_ids: list[int]) -> dict[int, tuple[Tensor, Tensor]]:

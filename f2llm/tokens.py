@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from .model import Embedder
 from .store.files import whole_file
+from .store.progress import Progress
 from .store.tuples import BATCH, Documents, TupleStore, read_arrow
 
 SCHEMA = pa.schema({"tokens": pa.list_(pa.int32())})
@@ -48,9 +48,9 @@ def tokenise(store: TupleStore, parts: list[str], model: Embedder, scratch: Path
     files = {part: folder / f"{part}-{store.sha256(f'documents/{part}.arrow')[:12]}.arrow" for part in parts}
     absent = [part for part, path in files.items() if not path.exists()]
     total = sum(len(store.documents[part]) for part in absent)
-    with tqdm(total=total, desc="documents tokenised", disable=quiet or total < BATCH, unit_scale=True) as bar:
-        for part in absent:
-            _write(store.documents[part], model, files[part], bar)
+    progress = Progress("tokenise", "documents", total, quiet)
+    for part in absent:
+        _write(store.documents[part], model, files[part], progress)
     return {part: Tokens(path) for part, path in files.items()}
 
 
@@ -59,13 +59,13 @@ def _settings(model: Embedder) -> str:
     return f"{model.max_tokens} {model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
 
 
-def _write(documents: Documents, model: Embedder, path: Path, bar: tqdm) -> None:
+def _write(documents: Documents, model: Embedder, path: Path, progress: Progress) -> None:
     """Write the token ids of all documents; the tokenizer divides each block among all cores."""
     found = []
     with whole_file(path) as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for texts in documents.blocks(1024):  # a divisor of BATCH
-            found += [np.asarray(ids, dtype=np.int32) for ids in model.tokenize(texts)]
-            bar.update(len(texts))
+            with progress.work(len(texts)):
+                found += [np.asarray(ids, dtype=np.int32) for ids in model.tokenize(texts)]
             if len(found) == BATCH:
                 writer.write_batch(_batch(found))
                 found = []

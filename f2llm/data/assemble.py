@@ -12,6 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from operator import mul
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,10 +21,12 @@ import numpy as np
 
 from ..config import Data
 from ..store.files import whole_folder
+from ..store.progress import Progress
 from ..store.tuples import DOCUMENTS, SCHEMA, ArrowWriter
 from ..text import normalise
 from .clean import Duplicates, EvaluationTexts, Positives, digest, fault_of, is_unicode, texts_compared
 from .held_out import HeldOut
+from .sources import counted, num_records
 
 SHOWN = 3  # samples kept in the manifest for each reason to drop a row
 SHOWN_CHARACTERS = 200
@@ -53,22 +57,33 @@ def assemble(
     with whole_folder(out) as folder, TemporaryDirectory() as scratch:
         for name in ("documents", "tuples", "evaluation"):
             (folder / name).mkdir()
-        work = (folder, Path(scratch), records_of, list(texts_of(evaluation)), data, seed, held_out)
+        progress = Progress("assemble", "rows read", _rows_to_read(parts, data), shared=True)
+        counted_records = partial(counted, records_of, progress)
+        work = (folder, Path(scratch), counted_records, list(texts_of(evaluation)), data, seed, held_out)
         if workers > 1 and len(parts) > 1:
             context = multiprocessing.get_context("spawn")  # forking a process that has threads may deadlock
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=work) as pool:
+            with ProcessPoolExecutor(workers, context, _start, work) as pool, progress.watch():
                 _write_pairs_of_sources(parts, pool.map, Path(scratch))
                 entries = list(pool.map(_assemble_part, parts))
         else:
             _start(*work)
-            _write_pairs_of_sources(parts, map, Path(scratch))
-            entries = [_assemble_part(part) for part in parts]
+            with progress.watch():
+                _write_pairs_of_sources(parts, map, Path(scratch))
+                entries = [_assemble_part(part) for part in parts]
         for task in evaluation:
             path = folder / "evaluation" / f"{task['name']}.json"
             path.write_text(json.dumps(task, ensure_ascii=False, indent=1), encoding="utf-8")
         manifest = {part.name: entry for part, entry in zip(parts, entries)}
         _write_manifest(folder, manifest)
     return manifest
+
+
+def _rows_to_read(parts: list, data: Data) -> int | None:
+    """Rows of all parts, each as often as it is read: see `_write_pairs_of_sources` and `_assemble_part`."""
+    rows = [num_records(part, data) for part in parts]
+    several = Counter(part.source.name for part in parts)
+    times = [1 + _has_negatives(part, data) + (several[part.source.name] > 1) for part in parts]
+    return None if None in rows else sum(map(mul, rows, times))
 
 
 def texts_of(value) -> Iterator[str]:
@@ -118,10 +133,9 @@ def _assemble_part(part) -> dict:
     """Write the files of one part; returns its entry in the manifest."""
     folder, scratch, records_of, evaluation, data, seed, held_out = _work
     counts, held = Counts(), held_out.get(part.name)
-    given = part.ready_made and data.source != "embedded"  # the embedded sources have no negatives of their own
     others = scratch / f"{part.source.name}.npy"
     positives = Positives(
-        records_of(part) if given else (),
+        records_of(part) if _has_negatives(part, data) else (),
         data.deduplicate,
         part.source.symmetric,
         np.load(others, mmap_mode="r") if others.exists() else None,
@@ -157,6 +171,11 @@ def _assemble_part(part) -> dict:
         }
         | ({"held_out": held.note} if held else {})
     )
+
+
+def _has_negatives(part, data: Data) -> bool:
+    """Whether its rows may bring negatives; those of the embedded sources do not."""
+    return part.ready_made and data.source != "embedded"
 
 
 def _origin_of_negatives(part, data: Data, num_negatives: Counter) -> str:

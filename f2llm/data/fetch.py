@@ -29,10 +29,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
 from ..config import Config
 from ..store.files import alone_in, clear_errors, sha256
 from ..store.packages import BACKBONES, HOME_ASSISTANT, Package, folder, is_there, path_of
+from ..store.progress import Progress
 from .mirror import data_files, inside, matching, num_bytes, read_manifest, write_manifest
 
 KEPT_OF_MODELS = (".json", ".safetensors", ".txt", ".model", "README.md")
@@ -202,8 +204,10 @@ def _hub_error(error: BaseException, endpoint: str, repo_id: str, repo_type: str
     return None
 
 
-def fetch(plan: Plan, mirror: Path) -> None:
+def fetch(plan: Plan, mirror: Path, progress: Progress | None = None) -> None:
     """Download the files of a plan that the mirror does not hold yet, and verify every one of them.
+
+    progress: of several such calls, in bytes of their plans.
 
     It may be killed at any time and run again: complete files are kept, and hashed if the manifest does not list them
     yet. The files that were being downloaded, at most eight, are downloaded again from the beginning. Ctrl-C waits
@@ -215,6 +219,8 @@ def fetch(plan: Plan, mirror: Path) -> None:
         entry = _entry(manifest, mirror, plan.folder, plan.revision)
         missing = [file for file in plan.files if not _present(file, entry, folder)]
         needed = sum(file.bytes for file in missing)
+        progress = progress or Progress("fetch", "bytes", plan.bytes)
+        progress.skip(plan.bytes - needed)
         _remove_working_files(folder)
         if needed > (free := shutil.disk_usage(mirror).free):
             raise RuntimeError(
@@ -225,7 +231,8 @@ def fetch(plan: Plan, mirror: Path) -> None:
         write_manifest(mirror, manifest)
         if missing:
             print(f"{plan.repo_id}: downloading {len(missing)} files, {needed / 2**20:,.1f} MiB", flush=True)
-            _download(plan, missing, folder)
+            with progress.watch(lambda: _bytes_there(missing, folder)):
+                _download(plan, missing, folder)
             _record(plan, missing, mirror, manifest)
 
 
@@ -237,6 +244,7 @@ def _download(plan: Plan, files: list[HubFile], folder: Path) -> None:
         with _hub_errors(plan.endpoint, plan.repo_id, plan.repo_type, plan.revision):
             if is_offline_mode():
                 raise OfflineModeIsEnabled
+            disable_progress_bars()
             snapshot_download(
                 plan.repo_id,
                 repo_type=plan.repo_type,
@@ -247,6 +255,13 @@ def _download(plan: Plan, files: list[HubFile], folder: Path) -> None:
             )
     finally:
         _remove_working_files(folder)
+
+
+def _bytes_there(files: list[HubFile], folder: Path) -> int:
+    """How much of the files has come, those that huggingface_hub is still writing included."""
+    there = sum(num_bytes(folder / file.name) for file in files)
+    unfinished = (folder / ".cache" / "huggingface").rglob("*.incomplete")
+    return min(there + sum(map(num_bytes, unfinished)), sum(file.bytes for file in files))
 
 
 def _record(plan: Plan, files: list[HubFile], mirror: Path, manifest: dict) -> None:
@@ -372,7 +387,11 @@ def fetch_package(package: Package) -> None:
         # It is read, never installed: its own Python version and dependencies do not matter.
         rules = ["--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version", package.python]
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", *rules]
-        done = subprocess.run([*command, "--dest", scratch, "-r", str(wanted)], capture_output=True, text=True)
+        command += ["--dest", scratch, "-r", str(wanted)]
+        total = package.megabytes * 1e6
+        progress = Progress(f"fetch {package.name}", "bytes", total)
+        with progress.watch(lambda: min(total, sum(map(num_bytes, Path(scratch).rglob("*.whl"))))):
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": scratch})
         if done.returncode:
             raise RuntimeError(_pip_error(package, done.stderr))
         os.replace(Path(scratch, package.file), target / package.file)

@@ -9,11 +9,14 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..config import Data
+from ..store.progress import Progress
 from ..store.tuples import OWN
 from ..text import normalise
 from .clean import digest, fault_of, texts_compared
+from .sources import counted
 
 LEAST, MOST = 10, 1000  # queries or labelled texts of a task: with fewer, a score would be chance
 MOST_PASSAGES = 2000  # searched in a retrieval task
@@ -37,7 +40,11 @@ def hold_out(parts: list, records_of: Callable, data: Data) -> dict[str, HeldOut
     records_of: as `assemble` takes it; each part is read twice or three times. The choice depends on the texts and on
     data.split alone, not on the order of rows or the seed.
     """
-    return {part.name: _of_part(part, records_of, data) for part in parts} if data.source == "local" else {}
+    if data.source != "local":
+        return {}
+    progress = Progress("hold out", "rows read")
+    with progress.watch():
+        return {part.name: _of_part(part, partial(counted, records_of, progress), data) for part in parts}
 
 
 def _of_part(part, records_of: Callable, data: Data) -> HeldOut:

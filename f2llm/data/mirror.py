@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 
 from ..store.files import sha256, whole_file
+from ..store.progress import Progress
 
 
 def write_manifest(mirror: Path, manifest: dict) -> None:
@@ -77,11 +78,18 @@ class Mirror:
                 f"remedy: another mirror folder, or ask for the other revision, or remove {self.path / repo_id} "
                 f"and run: {command}"
             )
-        paths, faults, find = set(), {}, self._difference if hashed else self._fault
+        paths, names, faults = set(), {}, {}
         for pattern in patterns:
-            names = matching(sorted({*entry["files"], *entry.get("listing", [])}), pattern) or [pattern]
-            paths |= {self.path / repo_id / name for name in names}
-            faults |= {name: fault for name in names if (fault := find(entry["files"], repo_id, name))}
+            found = matching(sorted({*entry["files"], *entry.get("listing", [])}), pattern) or [pattern]
+            paths |= {self.path / repo_id / name for name in found}
+            names |= dict.fromkeys(found)
+        progress = Progress("hash", "bytes", sum(num_bytes(path) for path in paths))
+        for name in names:
+            if hashed:
+                fault = self._difference(entry["files"], repo_id, name, progress)
+            else:
+                fault = self._fault(entry["files"], repo_id, name)
+            faults |= {name: fault} if fault else {}
         if faults:
             more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
             some = ", ".join(list(faults.values())[:3])
@@ -90,10 +98,12 @@ class Mirror:
 
     def verify(self) -> list[str]:
         """One line for every file that is missing or has changed since it was fetched; reads every byte."""
-        problems = []
-        for repo_id, entry in self._manifest.items():
+        problems, entries = [], self._manifest.items()
+        total = sum(num_bytes(self.path / repo_id / name) for repo_id, entry in entries for name in entry["files"])
+        progress = Progress("hash", "bytes", total)
+        for repo_id, entry in entries:
             for name in entry["files"]:
-                fault = self._difference(entry["files"], repo_id, name)
+                fault = self._difference(entry["files"], repo_id, name, progress)
                 problems += [f"{repo_id}: {fault}"] if fault else []
         return problems
 
@@ -127,12 +137,14 @@ class Mirror:
         """Whether a file was fetched."""
         return name in self.names(repo_id)
 
-    def _difference(self, files: dict, repo_id: str, name: str) -> str:
+    def _difference(self, files: dict, repo_id: str, name: str, progress: Progress) -> str:
         """What is wrong with a file, its content included."""
         path = self.path / repo_id / name
-        if not (fault := self._fault(files, repo_id, name)) and sha256(path) != files[name]["sha256"]:
-            fault = f"{name} was changed: remove {path} and fetch again"
-        return fault
+        if fault := self._fault(files, repo_id, name):
+            return fault
+        with progress.work(num_bytes(path)):
+            same = sha256(path) == files[name]["sha256"]
+        return "" if same else f"{name} was changed: remove {path} and fetch again"
 
     def _fault(self, files: dict, repo_id: str, name: str) -> str:
         path = self.path / repo_id / name

@@ -13,12 +13,15 @@ from ..config import Data
 from ..embedded.records import BUILDERS
 from ..embedded.tasks import tasks
 from ..embedded.texts import texts
+from ..store.progress import Progress
 from ..text import without_prompt
 from .converters import convert
 from .local import layout_of, local_records
 from .mirror import Mirror
 from .readers import excerpt, open_table, require_columns
 from .registry import LOCAL, Source, fetch_command, files_needed, local_paths
+
+COUNTED = 100  # rows between two counts, which other processes wait for
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,27 @@ def load_source(part: Part, data: Data, seed: int) -> Iterator[dict]:
     else:
         limit = min(_caps(source, data), default=None)
         yield from _draw(partial(_records, part, data), limit, seed, part.name)
+
+
+def counted(records_of: Callable, progress: Progress, part: Part) -> Iterator[dict]:
+    """The records of a part, each counted in `progress` as it is read."""
+    number = 0
+    for number, record in enumerate(records_of(part), start=1):
+        if number % COUNTED == 0:
+            progress.add(COUNTED)
+        yield record
+    progress.add(number % COUNTED)
+
+
+def num_records(part: Part, data: Data) -> int | None:
+    """At most so many records `load_source` yields, as far as it is known before they are read; None if it is not."""
+    if data.source in ("embedded", "local"):
+        return part.source.rows
+    counts = _caps(part.source, data)
+    if data.source == "released":
+        first, last = part.source.file_rows or (0, sum(open_table(path).num_rows for path in part.paths))
+        counts = [last - first, *([] if part.source.stage1 else [data.cap_per_source or last])]
+    return min(counts, default=None)
 
 
 def _caps(source: Source, data: Data) -> list[int]:

@@ -72,7 +72,12 @@ def _size(readers: Sequence) -> str:
 
 
 def num_characters(task) -> int:
-    """Characters of a task's texts, from mteb's statistics, for the splits and about the share of subsets it runs."""
+    """Characters of a task's texts, from mteb's statistics, for the splits and about the share of subsets it runs.
+
+    Of the kit's own tasks, which have no statistics, as counted.
+    """
+    if hasattr(task, "num_characters"):
+        return task.num_characters
     statistics = task.metadata.descriptive_stats or {}
     share = len(task.hf_subsets) / max(1, len(task.metadata.hf_subsets))
     total = sum(_characters_in(statistics.get(split, {})) for split in task.eval_splits)

@@ -98,8 +98,10 @@ def _load_model(
 
 def _load_tfidf(tuples: Path) -> EvaluatedModel:
     """The TF-IDF baseline, fitted on the training texts."""
-    texts = (text[:MAX_CHARACTERS] for text in TupleStore(tuples, mined=None).texts())
-    return EvaluatedModel(RememberedRows(tfidf_encoder(Tfidf(texts, NUM_FEATURES))))
+    store = TupleStore(tuples, mined=None)
+    texts = (text[:MAX_CHARACTERS] for text in store.texts())
+    num_texts = sum(map(len, store.documents.values()))
+    return EvaluatedModel(RememberedRows(tfidf_encoder(Tfidf(texts, NUM_FEATURES, num_texts))))
 
 
 # Encoders ---------------------------------------------------------------------------------------

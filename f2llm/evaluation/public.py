@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..data.mirror import Mirror
-from ..encoder import ForeignEncoder, load_encoder
+from ..encoder import ForeignEncoder, encode_by, load_encoder
 from ..model import Embedder
 from ..store.files import whole_file
 from ..store.model_folder import is_model, read_json
@@ -194,7 +194,7 @@ def _encode_as_declared(encoder: ForeignEncoder, texts: list[str], prompt: tuple
     encode = {"query": encoder.model.encode_query, "document": encoder.model.encode_document}.get(
         kind, encoder.model.encode
     )
-    return np.asarray(encode(texts, prompt=text, show_progress_bar=False), dtype=np.float32)
+    return np.asarray(encode_by(encode, texts, prompt=text), dtype=np.float32)
 
 
 def variants(model: PublicModel, dims: Sequence[int], precisions: Sequence[str]) -> dict[tuple[int, str], object]:
@@ -226,7 +226,7 @@ def score_model(
     """
     models = variants(model, dims, precisions)
     keep = {(dim, precision): folder_of(folder, model, dim, precision) for dim, precision in models}
-    results = run_tasks(models, tasks, keep, part, verbose=True, after_task=model.encode.clear)
+    results = run_tasks(models, tasks, keep, part, after_task=model.encode.clear)
     return results.by_variant(model.name), results
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..store.files import whole_file
+from ..store.progress import Progress
 from .benchmarks import EMBEDDED, tasks_of
 from .library import mteb, without_progress_bars
 from .mirrored import num_characters
@@ -77,7 +77,6 @@ def run_tasks(
     tasks: Sequence,
     keep: Mapping[str, Path] | None = None,
     part: tuple[int, int] = (0, 1),
-    verbose: bool = False,
     after_task: Callable[[], None] = lambda: None,
 ) -> Results:
     """Score models, of the interface that mteb asks for, on tasks; the longest tasks first.
@@ -88,7 +87,8 @@ def run_tasks(
     after_task is called after each. A task that fails does not stop the others, nor, by a file, does it those of other
     processes: they find it among the failures.
     """
-    results, progress = Results({task.metadata.name: task.metadata.type for task in tasks}), _Progress(tasks, verbose)
+    results = Results({task.metadata.name: task.metadata.type for task in tasks})
+    progress = Progress("evaluate", "characters", sum(map(num_characters, tasks)))
     ordered = sorted(tasks, key=lambda task: (-num_characters(task), task.metadata.name))
     for number, task in enumerate(ordered):
         if keep and number % part[1] == part[0]:  # of an earlier run
@@ -97,6 +97,8 @@ def run_tasks(
         name = task.metadata.name
         kept = {model: _read_result(keep[model] / result_name(task)) for model in models} if keep else {}
         missing = [model for model in models if not kept.get(model)]
+        if not missing or number % part[1] != part[0]:
+            progress.skip(num_characters(task))
         if not missing:
             results.of |= {(model, name): result for model, result in kept.items()}
         elif number % part[1] != part[0] and (failed := _failure_of(task, models, keep)).exists():
@@ -104,9 +106,10 @@ def run_tasks(
         elif number % part[1] != part[0]:
             results.elsewhere.append(name)
         else:  # all models again, for they may be lengths and precisions of the same embeddings
-            _run_task(task, models, keep, results)
+            progress.what = f"evaluate, task {number + 1} of {len(ordered)}, {name}"
+            with progress.work(num_characters(task)):
+                _run_task(task, models, keep, results)
         after_task()
-        progress.add(task, computed=bool(missing) and number % part[1] == part[0])
     order = [task.metadata.name for task in tasks]
     results.of = dict(
         sorted(results.of.items(), key=lambda item: (list(models).index(item[0][0]), order.index(item[0][1])))
@@ -213,29 +216,6 @@ def _read_result(path: Path):
     except Exception as error:
         print(f"{path} is damaged ({type(error).__name__}) and is computed again", flush=True)
         return None
-
-
-class _Progress:
-    """A line per task, with the time left: characters still to read over the speed so far.
-
-    Deviation: mteb's published times of these models are not at hand; texts' lengths stand in for them.
-    """
-
-    def __init__(self, tasks: Sequence, verbose: bool):
-        self.total, self.done, self.computed = sum(map(num_characters, tasks)), 0, 0
-        self.count, self.number, self.verbose, self.started = len(tasks), 0, verbose, time.monotonic()
-
-    def add(self, task, computed: bool) -> None:
-        from ..store.run_log import duration
-
-        characters = num_characters(task)
-        self.number, self.done = self.number + 1, self.done + characters
-        self.computed += characters if computed else 0
-        if self.verbose and computed:
-            seconds = time.monotonic() - self.started
-            left = seconds * (self.total - self.done) / max(1, self.computed)
-            about = f", about {duration(left)} left" if self.number < self.count else ""
-            print(f"{self.number} of {self.count}: {task.metadata.name}, {duration(seconds)} so far{about}", flush=True)
 
 
 def part_of_processes() -> tuple[int, int]:

@@ -24,6 +24,8 @@ from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 
+from ..store.progress import Progress
+
 
 def _bitext(data: dict) -> dict:
     return {subset: DatasetDict(test=Dataset.from_dict(columns)) for subset, columns in data.items()}
@@ -114,7 +116,17 @@ def mteb_task(task: dict):
 
     digest = hashlib.sha256(json.dumps(task, ensure_ascii=False).encode()).hexdigest()[:16]
     own = {"metadata": metadata, "load_data": load_data, "instruction": task["instruction"], "data_digest": digest}
+    own["num_characters"] = num_characters(task["data"])
     return type(task["name"], (base,), own | settings)()
+
+
+def num_characters(data) -> int:
+    """Of all texts in the data of a task."""
+    if isinstance(data, dict):
+        return sum(num_characters(value) for value in data.values())
+    if isinstance(data, list):
+        return sum(map(num_characters, data))
+    return len(data) if isinstance(data, str) else 0
 
 
 class Encoder(AbsEncoder):
@@ -143,7 +155,8 @@ class Encoder(AbsEncoder):
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> np.ndarray:
         texts = [text for batch in inputs for text in batch["text"]]
-        return self.function(texts, self.prompt_of(task_metadata, prompt_type))
+        with Progress("embed", "characters").work(sum(map(len, texts))):
+            return self.function(texts, self.prompt_of(task_metadata, prompt_type))
 
     def prompt_of(self, task_metadata: TaskMetadata, prompt_type: PromptType | None):
         """What `encode` gets beside the texts: the instruction, None for documents."""

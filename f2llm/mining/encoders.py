@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Mine
-from ..encoder import ForeignEncoder, compare_with_sentence_transformers
+from ..encoder import ForeignEncoder, compare_with_sentence_transformers, encode_by
 from ..model import Embedder
 from ..store.code import code_digest
 from ..store.files import sha256, whole_file
@@ -77,15 +77,18 @@ class SentenceTransformerMiner:
         return self._rows(self.model.encode_document, texts, "")
 
     def _rows(self, encode, texts: list[str], prompt: str) -> np.ndarray:
-        rows = encode(texts, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
+        rows = encode_by(encode, texts, prompt=prompt, normalize_embeddings=True)
         return unit_rows(np.asarray(rows, dtype=np.float32), texts, str(self.folder))
 
 
-def miner_of(rules: Mine, texts: Iterable[str]):
-    """The miner that `rules.miner` names; texts: what TF-IDF counts its frequencies over, others do not read them."""
+def miner_of(rules: Mine, texts: Iterable[str], num_texts: int | None = None):
+    """The miner that `rules.miner` names; texts: what TF-IDF counts its frequencies over, others do not read them.
+
+    num_texts: about how many there are.
+    """
     kind, _, name = rules.miner.partition(":")
     if rules.miner == "tfidf":
-        return Tfidf(text[:MAX_CHARACTERS] for text in texts)
+        return Tfidf((text[:MAX_CHARACTERS] for text in texts), num_texts=num_texts)
     if kind == "embedder" and name:
         return EmbedderMiner(Path(name), rules.max_tokens)
     if kind == "sentence-transformers" and name:

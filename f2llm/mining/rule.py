@@ -10,9 +10,9 @@ from itertools import product
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from ..config import Mine
+from ..store.progress import Progress
 from .search import nearest
 
 SAMPLE = 1000  # queries of a part whose candidates are kept for the audit
@@ -37,7 +37,9 @@ class Mined:
     short: int  # queries with fewer negatives than `num_negatives`
 
 
-def mine(queries: Iterable, documents: Sequence, positives: Sequence, rules: Mine) -> Mined:
+def mine(
+    queries: Iterable, documents: Sequence, positives: Sequence, rules: Mine, progress: Progress | None = None
+) -> Mined:
     """Hard negatives of each query among the documents.
 
     queries: blocks (B, D), documents: blocks (n, D), dense or sparse, all rows of unit length. positives[i]: all
@@ -45,12 +47,15 @@ def mine(queries: Iterable, documents: Sequence, positives: Sequence, rules: Min
     Of the `range_max` nearest the first `range_min` are passed over (`limits`: of those that stay);
     a candidate stays when its score is below `max_score` and below (1 - relative_margin) of the passage's; the nearest
     `num_negatives` are kept, all or, with drop_short, none. Equal scores are ordered by row.
+    progress: of several such calls, in scores, one for each pair of query and document.
     Source: arXiv 2510.02294, hard-negative mining; `limits`: mine_hard_negatives of sentence-transformers.
     """
     every, start, parts, dropped = -(-len(positives) // SAMPLE), 0, [], Counter()
     passed = rules.range_min if rules.range_min_after == "ranking" else 0
-    with tqdm(total=len(positives), unit="query", delay=10, mininterval=5) as bar:
-        for block in queries:
+    num_documents = sum(block.shape[0] for block in documents)
+    progress = progress or Progress("mine", "scores", len(positives) * num_documents)
+    for block in queries:
+        with progress.work(block.shape[0] * num_documents):
             answers = [np.asarray(list(positives[row])) for row in range(start, start + block.shape[0])]
             passages = np.array([own[0] for own in answers])
             scores, near, best = nearest(block, documents, passages, rules.range_max)
@@ -63,7 +68,6 @@ def mine(queries: Iterable, documents: Sequence, positives: Sequence, rules: Min
             sample = (start + chosen, near[chosen], np.where(is_answer, np.float32(np.nan), scores)[chosen])
             parts.append((_lists(near, kept), best, scores[kept], *sample))
             start += len(near)
-            bar.update(len(near))
     negatives, *arrays = zip(*parts)
     short = dropped.pop("short")
     return Mined(pa.chunked_array(negatives), *map(np.concatenate, arrays), dropped=dict(dropped), short=short)

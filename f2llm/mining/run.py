@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..config import Mine
 from ..store.code import code_digest
 from ..store.files import sha256, whole_folder
+from ..store.progress import Progress
 from ..store.tuples import TupleStore, read_arrow, write_arrow
 from ..text import prompted
 from .encoders import embedded_block, miner_of
@@ -33,8 +34,15 @@ def mine_store(store: TupleStore, rules: Mine, out: Path, scratch: Path = Path("
     the embeddings. It can be deleted at any time between two calls.
     """
     parts = [part for part, entry in store.sources.items() if entry["negatives"] == "mine"]
-    miner = miner_of(rules, _distinct_texts(store)) if parts else None
+    num_texts = sum(map(len, store.documents.values()))
+    miner = miner_of(rules, _distinct_texts(store), num_texts) if parts else None
     folders = {part: _mined_folder(store, part, rules, miner, Path(scratch)) for part in parts}
+    missing = [part for part in parts if not _is_finished(folders[part])]
+    progress = _progress_of(store, missing, rules)
+    for part in missing:
+        mined = _mine_part(store, part, rules, miner, Path(scratch) / f"embeddings-{miner.key[:16]}", progress)
+        with whole_folder(folders[part]) as folder:
+            _save(mined, folder)
     with whole_folder(out) as folder:
         for part in parts:
             shutil.copyfile(folders[part] / "negatives.arrow", folder / f"{part}.arrow")
@@ -51,28 +59,47 @@ def _distinct_texts(store: TupleStore) -> Iterator[str]:
 
 
 def _mined_folder(store: TupleStore, part: str, rules: Mine, miner, scratch: Path) -> Path:
-    """The folder under `scratch` with the negatives of a part, mined now or by an earlier call."""
-    instruction = store.sources[part]["instruction"] if rules.instructions else None
-    facts = asdict(rules) | {"miner": miner.key, "instruction": instruction}
+    """The folder under `scratch` for the negatives of a part, which an earlier call may have mined."""
+    facts = asdict(rules) | {"miner": miner.key, "instruction": _instruction(store, part, rules)}
     facts["inputs"] = [store.sha256(f"{kind}/{part}.arrow") for kind in ("documents", "tuples")]
     facts["code"] = code_digest("f2llm.mining.run")
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    path = scratch / f"{part}-{key[:16]}"
-    if not _is_finished(path):
-        mined = _mine_part(store, part, rules, miner, instruction, scratch / f"embeddings-{miner.key[:16]}")
-        with whole_folder(path) as folder:
-            _save(mined, folder)
-    return path
+    return scratch / f"{part}-{key[:16]}"
 
 
-def _mine_part(store: TupleStore, part: str, rules: Mine, miner, instruction: str | None, cache: Path) -> Mined:
+def _instruction(store: TupleStore, part: str, rules: Mine) -> str | None:
+    return store.sources[part]["instruction"] if rules.instructions else None
+
+
+def _progress_of(store: TupleStore, parts: list[str], rules: Mine) -> tuple[Progress, Progress]:
+    """Of embedding and of searching all parts: their speeds differ, and each knows what is left of it."""
+    texts = scores = 0
+    for part in parts:
+        queries, documents = len(store.tables[part]), len(store.documents[part])
+        texts += documents + (queries if rules.anchor == "query" else 0)
+        scores += queries * documents
+    return Progress("mine, embedding", "texts", texts), Progress("mine, search", "scores", scores)
+
+
+def _mine_part(store: TupleStore, part: str, rules: Mine, miner, cache: Path, progress: tuple) -> Mined:
     table, texts = store.tables[part], store.documents[part]
     if not len(table):
         raise ValueError(f"part '{part}' has no tuples to mine for; remedy: leave it out (data.leave_out)")
     passages, groups = (table[name].to_numpy().astype(np.int64) for name in ("passage", "group"))
 
+    embedding, search = progress
+    instruction = _instruction(store, part, rules)
+
     def encoded(block: list[str], role: str, encode):
-        return embedded_block(cache, f"{miner.key} {role}", block, encode) if miner.cached else encode(block)
+        def compute(texts: list[str]):
+            with embedding.work(len(texts)):
+                return encode(texts)
+
+        before = embedding.done
+        rows = embedded_block(cache, f"{miner.key} {role}", block, compute) if miner.cached else compute(block)
+        if embedding.done == before:  # by an earlier call
+            embedding.skip(len(block))
+        return rows
 
     documents = Blocks([encoded(block, "document", miner.encode_documents) for block in texts.blocks(miner.block)])
     if rules.anchor == "passage":
@@ -84,8 +111,8 @@ def _mine_part(store: TupleStore, part: str, rules: Mine, miner, instruction: st
     hashes = text_hashes(_queries(table, miner.block)), text_hashes(texts.blocks(miner.block))
     answers = Answers(*hashes, passages, groups, store.sources[part]["symmetric"])
     if not len(table["negatives"].combine_chunks().flatten()):
-        return mine(queries, documents, answers, rules)
-    mined = mine(queries, documents, answers, replace(rules, drop_short=False))
+        return mine(queries, documents, answers, rules, search)
+    mined = mine(queries, documents, answers, replace(rules, drop_short=False), search)
     return filled_up(table["negatives"], mined, rules)
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 
 from ..model import device_and_dtype
+from ..store.progress import Progress
 
 
 def nearest(queries, documents: Iterable, passages: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -19,17 +20,18 @@ def nearest(queries, documents: Iterable, passages: np.ndarray, num: int) -> tup
     queries (B, D), documents: blocks (n, D), one after the other; exact, by descending score, equal ones by row.
     """
     best, first = np.full(len(passages), np.nan, dtype=np.float32), 0
-    found = _Nearest(queries.shape[0], num)
+    found, progress = _Nearest(queries.shape[0], num), Progress("search", "scores")
     for block in documents:
         if block.shape[1] != queries.shape[1]:
             raise ValueError(
                 f"documents from row {first} on have {block.shape[1]} dimensions, but queries {queries.shape[1]}; "
                 "remedy: one model for both"
             )
-        scores = _scores(queries, block)
-        inside = np.flatnonzero((passages >= first) & (passages < first + block.shape[0]))
-        best[inside] = scores[torch.from_numpy(inside), torch.from_numpy(passages[inside] - first)].cpu().numpy()
-        found.add(scores, first)
+        with progress.work(queries.shape[0] * block.shape[0]):
+            scores = _scores(queries, block)
+            inside = np.flatnonzero((passages >= first) & (passages < first + block.shape[0]))
+            best[inside] = scores[torch.from_numpy(inside), torch.from_numpy(passages[inside] - first)].cpu().numpy()
+            found.add(scores, first)
         first += block.shape[0]
     if np.isnan(best).any():
         wrong = int(np.flatnonzero(np.isnan(best))[0])

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
+from ..store.progress import Progress
 from .search import unit_rows
 
 MAX_CHARACTERS = 200  # of a text, for TF-IDF: what follows in a long docstring adds cost, not neighbours
@@ -18,13 +19,15 @@ class Tfidf:
 
     block, cached = 1024, False
 
-    def __init__(self, texts: Iterable[str], num_features: int = 2**14):
+    def __init__(self, texts: Iterable[str], num_features: int = 2**14, num_texts: int | None = None):
         self.vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=num_features, norm=None)
         self.weights = TfidfTransformer(sublinear_tf=False)
         texts, number, frequencies = iter(texts), 0, np.zeros(num_features)
+        progress = Progress("count n-grams", "texts", num_texts)
         while block := list(islice(texts, self.block)):
-            frequencies += np.bincount(self.vectorizer.transform(block).indices, minlength=num_features)
-            number += len(block)
+            with progress.work(len(block)):
+                frequencies += np.bincount(self.vectorizer.transform(block).indices, minlength=num_features)
+                number += len(block)
         self.weights.idf_ = np.log((number + 1) / (frequencies + 1)) + 1  # what its `fit` computes, block by block
 
     @property

@@ -24,7 +24,7 @@ from ..evaluation.results import judged
 from ..reporting.tables import means_by_type
 from ..store.code import code_digests, imported_modules
 from ..store.files import alone_in, sha256
-from ..store.run_log import duration
+from ..store.progress import duration
 from .launch import die_with_parent
 from .notebook import MODELS, code_of, stage_notebooks
 
@@ -275,6 +275,17 @@ def chosen(names: dict[str, Experiment], only: str) -> list[str]:
 def _setting(setting: str) -> str:
     """A setting for `dvc exp run -S`: recipe=v1 stays as it is; a key with a section goes under `override`."""
     return f"+override.{setting}" if "." in setting.partition("=")[0] else setting
+
+
+def require_git() -> None:
+    """Raise a RuntimeError without git, or outside a clone: experiments are commits."""
+    try:
+        inside = subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode == 0
+        fault, remedy = f"{Path.cwd()} is no git clone", "git clone the repository"
+    except FileNotFoundError:
+        inside, fault, remedy = False, "git is not installed", "install git"
+    if not inside:
+        raise RuntimeError(f"{fault}, but experiments are commits of a clone; nothing was run. remedy: {remedy}")
 
 
 def _git(*words: str) -> str:

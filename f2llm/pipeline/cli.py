@@ -13,8 +13,8 @@ import typer
 
 from ..config import config_yaml, load_config, overrides_of, read_yaml, resolve, root, write_config
 from ..store.checked import closest
-from ..store.files import require_writable
-from .notebook import execute, write_html, write_stage_code
+from ..store.files import DISK_ERRORS, require_writable
+from .notebook import execute, require_unchanged, write_html, write_stage_code
 
 TRAINING_NOTEBOOKS = (
     "01_data",
@@ -23,6 +23,8 @@ TRAINING_NOTEBOOKS = (
     "05_stage2",
     "07_distill",
 )  # these stop if the machine is too small for the size
+
+INTERRUPTED = 130  # exit code, as shells have it
 
 app = typer.Typer(help=__doc__.splitlines()[0], no_args_is_help=True, add_completion=False)
 
@@ -162,7 +164,11 @@ def run(
         raise ValueError(f"there is no {source}{closest(source.stem, names)}; remedy: one of {', '.join(names)}")
     require_writable([Path(name) for name in ("build", "data", "models", "results", "runs")], free_mib=500)
     executed = Path("runs") / source.name
+    if "DVC_STAGE" in os.environ:
+        require_unchanged(source.stem, "since DVC looked at it")
     execute(source, executed)
+    if "DVC_STAGE" in os.environ:
+        require_unchanged(source.stem, "while it ran", notebook=False)
     clear_finished(Path("scratch/train"))
     if reading_copy:
         reading_copy.parent.mkdir(parents=True, exist_ok=True)
@@ -224,12 +230,14 @@ def fetch(
 def _fetch_plans(plans: list, mirror: Path) -> None:
     """Say what is to be fetched, then fetch it."""
     from ..data.fetch import fetch as fetch_files
+    from ..store.progress import Progress
 
     for plan in plans:
         print(f"{plan.repo_id} at {plan.revision}: {len(plan.files)} files, {plan.bytes / 2**30:.2f} GiB")
     print(f"{len(plans)} repositories, {sum(plan.bytes for plan in plans) / 2**30:.2f} GiB in all")
+    progress = Progress("fetch", "bytes", sum(plan.bytes for plan in plans))
     for plan in plans:
-        fetch_files(plan, mirror)
+        fetch_files(plan, mirror, progress)
 
 
 @app.command()
@@ -330,6 +338,7 @@ def ablate(
     from . import ablations
 
     os.chdir(root())
+    ablations.require_git()
     path = ablations.RESULTS
     earlier = ablations.read_ablations(path) if path.exists() else pd.DataFrame(columns=ablations.COLUMNS)
     failure = None
@@ -433,12 +442,20 @@ def average(
 
 
 def main() -> None:
-    """Run a verb; an invalid input ends with a one-line error and exit code 1, without a traceback."""
+    """Run a verb; an invalid input or a disk that takes nothing ends with a one-line error and exit code 1."""
     try:
         app()
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        remedy = "free disk space, or make the folder writable"
+        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}; remedy: {remedy}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # typer makes this exit code of an interrupt
+            raise
         print("stopped; the same command resumes", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

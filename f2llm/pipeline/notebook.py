@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import os
 import re
 import sys
@@ -66,10 +67,26 @@ def write_stage_code(out: Path) -> None:
     codes = {path.stem: code_of(path) for path in stage_notebooks()}
     codes["teacher"] = f"from {MODELS} import copy_teacher\n"
     for name, code in codes.items():
-        digests = code_digests(*imported_modules(code))
-        lines = [f"# {digest} {module}\n" for module, digest in digests.items()]
-        text = "".join([code, "\n# Digests of the modules that this uses\n", *lines])
-        (out / f"{name}.py").write_text(text, encoding="utf-8")
+        (out / f"{name}.py").write_text(code + _digests_of(code), encoding="utf-8")
+
+
+def _digests_of(code: str) -> str:
+    lines = [f"# {digest} {module}\n" for module, digest in code_digests(*imported_modules(code)).items()]
+    return "".join(["\n# Digests of the modules that this uses\n", *lines])
+
+
+def require_unchanged(name: str, when: str, notebook: bool = True) -> None:
+    """Raise a RuntimeError if the code of a stage is not what build/code has, which DVC takes its result to be of.
+
+    Somebody edited it after stage `code`. notebook: False: the modules only, since papermill reads the notebook once.
+    """
+    taken = (Path("build/code") / f"{name}.py").read_text(encoding="utf-8")
+    code = code_of(Path("notebooks") / f"{name}.ipynb") if notebook else taken.partition("\n# Digests")[0]
+    if code + _digests_of(code) != taken:
+        raise RuntimeError(
+            f"the code of {name} was changed {when}, so no result is recorded; remedy: the same command again, which "
+            "takes the new code; a training whose code is the old one goes on where it was"
+        )
 
 
 def _cells(path: Path) -> list[dict]:
@@ -124,6 +141,7 @@ def execute(path: Path, out: Path, **parameters) -> None:
     sys.modules.setdefault("rfc3987_syntax", None)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in f2llm/pipeline/launch.py: no spinning on shared cores
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     out = Path(out)
@@ -141,6 +159,14 @@ def execute(path: Path, out: Path, **parameters) -> None:
         )
     except PapermillExecutionError as error:
         raise RuntimeError(f"{path}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {out})") from None
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of the kernel's end, with a traceback
+        raise
+    except DeadKernelError:
+        raise RuntimeError(
+            f"{path}: its process was killed, mostly for lack of memory; remedy: the same command, which resumes; "
+            "if it is killed again, a smaller machine.token_budget, or close other programs"
+        ) from None
     except OSError as error:
         raise RuntimeError(
             f"cannot write {out}: {error.strerror or error}; remedy: free space or rights there"

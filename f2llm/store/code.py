@@ -14,7 +14,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 # What these decide is in build/config.yaml, which every stage reads, or is no matter of results.
-OUTSIDE = {"f2llm.config", "f2llm.store.checked", "f2llm.pipeline.launch"}
+OUTSIDE = {"f2llm.config", "f2llm.store.checked", "f2llm.store.progress", "f2llm.pipeline.launch"}
 FSTRING_PART = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)  # from Python 3.12 on f-strings come in parts
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ..config import Config
 from .files import clear_errors
+from .progress import SECONDS, duration
 
 PARTS = ("hard_negative", "in_batch", "distill")
 
@@ -31,7 +32,7 @@ class Run:
         num_steps: int,
         folder: Path | None = None,
         quiet: bool = False,
-        print_every: float = 10.0,
+        print_every: float = SECONDS,
         tensorboard: bool = False,
     ):
         self.name, self.num_steps, self.folder = name, num_steps, folder
@@ -158,14 +159,6 @@ def _board(folder: Path):
             "machine.tensorboard is true, but it is not installed; remedy: pip install tensorboard"
         ) from None
     return SummaryWriter(folder / "tensorboard")
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3 h 20 min'."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def peak_memory_mib() -> int:

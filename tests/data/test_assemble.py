@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.data.assemble import SHOWN, assemble, texts_of
 from f2llm.data.fetch import adopt
 from f2llm.data.sources import Part, evaluation_tasks, load_source, parts_of
+from f2llm.store.progress import Progress
 from f2llm.store.tuples import TupleStore, load_tasks
 from f2llm.text import normalise
 
@@ -294,6 +296,37 @@ def test_a_positive_in_another_part_of_the_source_is_no_negative(source, data, t
         negatives[name] = [store.documents[name][negative] for negative in row["negatives"]]
     assert negatives == {"one": ["x"], "two": ["y"], "three": ["to two!", "z"]}
     assert [manifest[name]["negatives_removed"] for name in ("one", "two", "three")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_reading_of_a_row_is_counted_in_whichever_process(source, data, tmp_path, monkeypatch, workers):
+    """Once for its tuples, once for positives of its part, once for those of the other parts of its source."""
+    made = []
+    monkeypatch.setattr(
+        "f2llm.data.assemble.Progress", lambda *of, **keys: made.append(Progress(*of, **keys)) or made[-1]
+    )
+    one = replace(source("retrieval"), rows=1)
+    parts = [Part(name, one, (), None, {}, ready_made=True) for name in ("one", "two")]
+    parts.append(Part("three", replace(one, name="other"), (), None, {}, ready_made=True))
+    assemble(parts, records_by_name, [], replace(data, source="sources"), 0, tmp_path / "out", workers=workers)
+    assert [(progress.done, progress.total) for progress in made] == [(3 + 3 + 2, 3 + 3 + 2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_error_and_the_tuples_of_before_stay(source, data, tmp_path, workers):
+    parts = [Part(name, source("retrieval"), (), None, {}, ready_made=True) for name in ("one", "two")]
+    assemble(parts, records_by_name, [], data, 0, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))  # as a full disk, but with "File too large" for a reason
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"cannot write .*/out: File too large; .* kept. remedy: free disk space"
+        ):
+            assemble(parts, records_by_name, [], data, 0, tmp_path / "out", workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before and len(before) == 5
 
 
 def records_by_name(part) -> list[dict]:

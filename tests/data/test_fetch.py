@@ -25,6 +25,7 @@ from f2llm.embedded.backbone import new_model
 from f2llm.model import Embedder
 from f2llm.pipeline import cli
 from f2llm.pipeline.models import copy_backbone, copy_teacher
+from f2llm.store.progress import Progress
 
 REPO, SHA, OLD = "someone/tuples", "a" * 40, "b" * 40
 FILES = {
@@ -111,6 +112,16 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub, tmp_path, 
     fetch(plan(hub, ["data/one.parquet"]), tmp_path)
     seen = {path.split("/")[1]: has_token for path, has_token in hub.requests}
     assert seen == {"api": True, "datasets": True, "cdn": False}
+
+
+def test_the_line_of_a_download_counts_bytes_of_all_repositories_without_those_that_are_there(hub, tmp_path):
+    progress = Progress("fetch", "bytes", 2 * plan(hub).bytes)
+    fetch(plan(hub, ["data/one.parquet"]), tmp_path)
+    fetch(plan(hub), tmp_path, progress)
+    came = plan(hub).bytes - len(FILES["data/one.parquet"])
+    assert (progress.done, progress.total) == (came, came + plan(hub).bytes)
+    fetch(plan(hub), tmp_path, progress)
+    assert (progress.done, progress.total) == (came, came), "nothing is left"
 
 
 # Interruptions ----------------------------------------------------------------------------------

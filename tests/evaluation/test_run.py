@@ -17,6 +17,8 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from f2llm.config import root
+from f2llm.evaluation import run as run_module
+from f2llm.evaluation import stage
 from f2llm.evaluation.benchmarks import EMBEDDED, tasks_of
 from f2llm.evaluation.library import _own_cache, _WithoutProgressBars
 from f2llm.evaluation.models import EvaluatedModel, RememberedRows, encoder_of
@@ -24,6 +26,7 @@ from f2llm.evaluation.results import by_dim, by_storage, mean_over_subsets, whol
 from f2llm.evaluation.run import evaluate, own_instructions, part_of_processes, result_name, run_tasks
 from f2llm.evaluation.stage import evaluate_all
 from f2llm.evaluation.tasks import Encoder
+from f2llm.store.progress import Progress
 
 ENGLISH = ["eng-Latn"]
 
@@ -294,6 +297,24 @@ def test_a_slurm_array_and_torchrun_say_which_part_is_whose(monkeypatch):
     for name, value in (("TASK_ID", "7"), ("TASK_COUNT", "3"), ("TASK_MIN", "5")):
         monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
     assert part_of_processes() == (2, 3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_line_of_an_evaluation_counts_the_characters_of_all_models(folder, monkeypatch, processes):
+    made = []
+    monkeypatch.setattr(stage, "Progress", lambda *of, **keys: made.append(Progress(*of, **keys)) or made[-1])
+    evaluate_all({"one": EvaluatedModel(random), "two": EvaluatedModel(perfect)}, folder, processes=processes)
+    (progress,) = made
+    assert progress.done == pytest.approx(progress.total) and progress.total > 2 * 7 * 40 * len("query 1")
+
+
+def test_a_task_that_is_kept_already_is_no_work(folder, tmp_path, monkeypatch):
+    made, tasks = [], tasks_of(EMBEDDED, own=folder)
+    monkeypatch.setattr(run_module, "Progress", lambda *of: made.append(Progress(*of)) or made[-1])
+    for _ in range(2):
+        run_tasks({"m": Encoder(random, "m", own_instructions(tasks))}, tasks, {"m": tmp_path})
+    first, second = made
+    assert first.done == first.total > 1000 and (second.done, second.total) == (0, None)
 
 
 # What evaluation leaves alone -------------------------------------------------------------------

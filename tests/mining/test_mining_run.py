@@ -18,6 +18,7 @@ from helpers.mining import RULES
 from f2llm.mining.encoders import EmbedderMiner
 from f2llm.mining.run import mine_store
 from f2llm.store.files import sha256
+from f2llm.store.progress import Progress
 from f2llm.store.tuples import DOCUMENTS, SCHEMA, TupleStore, read_arrow, write_arrow
 
 
@@ -203,3 +204,20 @@ def test_mining_that_was_killed_goes_on_with_the_same_result(mine_it, rules, emb
     assert {path.name for path in (tmp_path / "scratch").glob("embeddings-*/*.npy")} == blocks
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a block was computed again"
     assert rest == whole and sum(map(len, mined["first"].negatives)) > 10
+
+
+def test_the_lines_of_mining_count_what_is_computed_and_not_what_an_earlier_call_did(
+    some_store, embedder, rules, tmp_path, monkeypatch
+):
+    made = {}
+    monkeypatch.setattr(
+        "f2llm.mining.run.Progress",
+        lambda what, *of: made.setdefault(what, []).append(Progress(what, *of)) or made[what][-1],
+    )
+    embedder.save(tmp_path / "model")
+    rules = replace(rules, miner=f"embedder:{tmp_path / 'model'}", anchor="query", max_tokens=24)
+    mine_store(some_store, rules, tmp_path / "out", scratch=tmp_path / "scratch")
+    mine_store(some_store, replace(rules, num_negatives=1), tmp_path / "out", scratch=tmp_path / "scratch")
+    texts, scores = 2 * (60 + 40), 60 * 60 + 40 * 40
+    counts = {what: [(one.done, one.total) for one in several] for what, several in made.items()}
+    assert counts == {"mine, embedding": [(texts, texts), (0, None)], "mine, search": [(scores, scores)] * 2}

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from f2llm.store import run_log as run_module
-from f2llm.store.run_log import Run, duration
+from f2llm.store.run_log import Run
 
 
 @pytest.fixture
@@ -84,11 +84,6 @@ def test_tensorboard_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"machine.tensorboard is true.*remedy: pip install"):
         Run("stage9", num_steps=1, folder=tmp_path, tensorboard=True)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89, "89 s"), (720, "12 min"), (12_000, "3 h 20 min")])
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_tensorboard_gets_losses_and_validation(tmp_path):
