@@ -82,7 +82,7 @@ def teacher_parameters(teacher: str, own: int) -> int:
 class Work:
     """One training: model, settings, teacher, and the texts of its steps.
 
-    steps: None where the number of rows is not known. lengths: tokens of every text of some steps, queries first.
+    steps: None where the number of rows is not known. lengths: tokens of (queries, documents) of some steps.
     teacher: (all, non-embedding) parameters. num_different: texts of the whole training, each counted once.
     """
 
@@ -90,7 +90,7 @@ class Work:
     shape: dict[str, int]
     training: Training
     steps: int | None
-    lengths: list[list[int]]
+    lengths: list[tuple[list[int], list[int]]]
     teacher: tuple[int, int] = (0, 0)
     num_different: float = inf
     counted: bool = False
@@ -101,11 +101,15 @@ class Work:
 
     def texts(self) -> float:
         """Of a step, in the mean."""
-        return sum(map(len, self.lengths)) / len(self.lengths)
+        return sum(len(queries) + len(documents) for queries, documents in self.lengths) / len(self.lengths)
 
     def tokens(self) -> float:
         """Of a step, in the mean."""
-        return sum(map(sum, self.lengths)) / len(self.lengths)
+        return sum(sum(queries) + sum(documents) for queries, documents in self.lengths) / len(self.lengths)
+
+    def queries(self) -> float:
+        """Of a step, in the mean: fewer than a global batch where a source ends."""
+        return sum(len(queries) for queries, _ in self.lengths) / len(self.lengths)
 
 
 def trainings(config: Config, registry: list[Source]) -> list[Work]:
@@ -128,7 +132,7 @@ def _assumed(name: str, shape: dict, training: Training, rows: float, teacher: t
     """[assumed] every task draws as many negatives as retrieval, and every text has the mean length of its kind."""
     size, negatives = training.global_batch_size, training.hard_negatives.retrieval
     query, passage = (min(tokens, training.max_tokens) for tokens in (QUERY_TOKENS, PASSAGE_TOKENS))
-    lengths = [query] * size + [passage] * size * (1 + negatives)
+    lengths = [query] * size, [passage] * size * (1 + negatives)
     steps = ceil(rows / size) * training.epochs
     steps = min(steps, training.max_steps or steps) if rows or not training.epochs else None
     teacher = teacher if training.distillation_weight else (0, 0)
@@ -177,13 +181,12 @@ def flops(work: Work, machine: Machine, processes: int = 1) -> dict[str, float]:
     A backward pass costs two forward passes. Texts of which a process keeps no activations go forward twice (gradient
     caching). The teacher: 2 for each of its parameters and tokens, once per text where its embeddings are stored.
     """
-    forward = sum(forward_flops(work.shape, lengths) for lengths in work.lengths) / len(work.lengths)
-    dims, batch = sum(_dims(work)), work.training.global_batch_size
-    negatives = work.texts() / batch - 1
+    forward = sum(forward_flops(work.shape, sum(lengths, [])) for lengths in work.lengths) / len(work.lengths)
+    dims, batch = sum(_dims(work)), work.queries()
     recomputed = {"none": 0, "selective": SELECTIVE, "full": 1}[machine.recompute]
     return {
         "forward and backward": 3 * forward,
-        "losses": 6 * batch * dims * (negatives + batch),
+        "losses": 6 * dims * (work.texts() + batch * batch),
         "second forward": forward * (1 - _kept(work, machine, processes) / (work.tokens() / processes)),
         "recomputing": forward * recomputed,
         "teacher": 2 * work.teacher[1] * work.tokens() * _share_embedded(work, machine),
@@ -226,7 +229,8 @@ def is_half(machine: Machine, gpu: Gpu | None) -> bool:
 def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) -> dict[str, float]:
     """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, without the program itself.
 
-    Gradients grow while activations are given back, so a part of the two is never there at the same time.
+    Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
+    gradients of one layer's activations, or those of the embedding table before they are added to the pack's before.
     """
     total, non_embedding = num_parameters(**work.shape)
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
@@ -247,6 +251,7 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
         "optimizer": 8 * total / shards,
         "copies of weights": copies,
         "activations": activations,
+        "working": max(budget * layer_bytes(work.shape, half), 4 * (total - non_embedding)),
         "losses": _bytes_of_losses(work),
         "teacher": (2 if gpu and sheet_of(gpu).ampere else 4) * work.teacher[0],
         "program": PROGRAM_GIB * GIB if gpu else 0,
@@ -256,9 +261,16 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
 
 def _bytes_of_losses(work: Work) -> float:
     """Embeddings and their gradients, float32, and what every matryoshka prefix saves: similarities, unit vectors."""
-    dims, batch = _dims(work), work.training.global_batch_size
+    dims, batch = _dims(work), work.queries()
     embeddings = 16 * work.texts() * work.shape["hidden_size"]
     return embeddings + 8 * batch * batch * len(dims) + 16 * work.texts() * sum(dims)
+
+
+def layer_bytes(shape: dict, half: bool) -> int:
+    """What a layer saves of a token, see `activation_bytes`."""
+    heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    of_hidden, of_mlp, of_head = (26, 8, 10) if half else (24, 16, 16)
+    return of_hidden * shape["hidden_size"] + of_mlp * shape["intermediate_size"] + of_head * (heads + keys)
 
 
 def activation_bytes(shape: dict, recompute: str, half: bool = True) -> tuple[int, int]:
@@ -273,9 +285,8 @@ def activation_bytes(shape: dict, recompute: str, half: bool = True) -> tuple[in
     """
     h, mlp = shape["hidden_size"], shape["intermediate_size"]
     heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
-    of_head, of_mlp, of_hidden = (10, 8, 26) if half else (16, 16, 24)
-    layer = of_hidden * h + of_mlp * mlp + of_head * (heads + keys)
-    last = 12 * h + of_head * keys if shape["architecture"] in ONLY_LAST else layer
+    layer = layer_bytes(shape, half)
+    last = 12 * h + (10 if half else 16) * keys if shape["architecture"] in ONLY_LAST else layer
     whole = shape["num_hidden_layers"] - 1
     if recompute == "none":
         return layer * whole + last, layer - last

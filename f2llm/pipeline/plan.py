@@ -17,6 +17,7 @@ from .costs import Work, num_parameters, shape_of
 # Any machine can train a size of so many non-embedding parameters, even without a GPU: smollm2's 106 million take an
 # hour of a laptop's CPU and 6 GB.
 TRAINS_ANYWHERE = 120_000_000
+MOST_BUDGET = 16384  # tokens a pass that are looked at for a GPU
 REFERENCE = Gpu("NVIDIA H100", 80)  # costs are estimated for this GPU if the machine has none
 
 
@@ -170,9 +171,9 @@ def settings_that_fit(works: list[Work], machine: Machine, here: Here) -> dict |
 def _candidates(works: list[Work], machine: Machine, here: Here) -> Iterator[dict]:
     """Changes of `machine` that may save memory without changing the method."""
     longest = max(work.training.max_tokens for work in works)
-    budgets = [machine.token_budget]
-    while budgets[-1] // 2 >= longest:
-        budgets.append(budgets[-1] // 2)
+    most = max(machine.token_budget, MOST_BUDGET if here.gpus else 0)
+    budgets = [machine.token_budget * 2**power for power in range(-16, 17)]
+    budgets = [int(budget) for budget in budgets if longest <= budget <= most and budget == int(budget)]
     old = here.gpus and not all(sheet_of(gpu).ampere for gpu in here.gpus)
     precisions = ["float16"] if old else [machine.precision]  # the only half precision that they have
     shards = {machine.shard, machine.shard or num_processes(replace(machine, processes=0), here) > 1}
