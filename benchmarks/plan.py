@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from benchmarks.harness import keep_freed_memory, write
 from f2llm.config import Config, HardNegatives, load_config
 from f2llm.pipeline import costs
 from f2llm.pipeline.costs import Work
-from f2llm.pipeline.measure import Order, fewer_queries, measure, run, with_layers
+from f2llm.pipeline.measure import Order, measure, run
 from f2llm.pipeline.plan import Here
 from f2llm.store.hardware import GIB
 
@@ -100,7 +100,8 @@ def main(words: list[str] | None = None) -> dict:
     print(json.dumps(ratios, indent=1))
     if not quick:
         settings = {"cases": cases, "rounds": rounds, "steps": steps, "wall_seconds": time.monotonic() - began}
-        print(write("plan_cpu", {"settings": settings, "ratios": ratios, "legs": legs, "remarks": " ".join(REMARKS.split())}))
+        remarks = " ".join(REMARKS.split())
+        print(write("plan_cpu", {"settings": settings, "ratios": ratios, "legs": legs, "remarks": remarks}))
     return ratios
 
 

@@ -25,7 +25,8 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12 * 3
 COMPILED, NOT_COMPILED, ENCODING = 0.33, 0.14, 0.17
 SELECTIVE = 0.2  # [assumed] of a forward pass's time: the element-wise work that selective recomputation repeats
 BETWEEN_MACHINES = 50  # [assumed] GB/s between two GPUs of different machines
-PROGRAM_GIB = 1  # [assumed] of a GPU's memory for context and libraries
+PROGRAM_GIB = {"gpu": 1, "cpu": 0.01}  # for libraries: [assumed] with a GPU's context; [ours] beyond what Python takes
+HOLES = 0.15  # [ours] memory between tensors: benchmarks/plan.py; 0.6B on an H200 held 91 GiB, with them 92 are counted
 ONLY_LAST = ("qwen3", "qwen2", "llama")  # whose last layer is computed for last tokens alone, see f2llm.attention
 
 
@@ -227,10 +228,10 @@ def is_half(machine: Machine, gpu: Gpu | None) -> bool:
 
 
 def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) -> dict[str, float]:
-    """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, without the program itself.
+    """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, beyond Python itself.
 
     Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
-    gradients of one layer's activations, or those of the embedding table before they are added to the pack's before.
+    gradients of one layer's activations, or of the embedding table until they are added to those of earlier packs.
     """
     total, non_embedding = num_parameters(**work.shape)
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
@@ -240,21 +241,25 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
     a_token += a_text * work.texts() / work.tokens()
     activations, gradients = kept * a_token, 4 * total / shards
     to_come = max(kept - budget, budget if kept < tokens else 0) * a_token  # once all gradients are there
-    copies = 0  # of weights in half precision: autocast makes them for every pack; or of the layers gathered from shards
+    copies = (
+        0  # of weights in half precision: autocast makes them for every pack; or of the layers gathered from shards
+    )
     if shards > 1:
         copies = (2 if half else 4) * (2 * _weights(work.shape)[0] + total - non_embedding)
     elif half:
         copies = 2 * non_embedding * (ceil(kept / machine.token_budget) if machine.recompute == "none" else 1)
+    working = max(budget * layer_bytes(work.shape, half), 4 * (total - non_embedding))
     return {
         "weights": 4 * total / shards,
         "gradients": gradients,
         "optimizer": 8 * total / shards,
         "copies of weights": copies,
         "activations": activations,
-        "working": max(budget * layer_bytes(work.shape, half), 4 * (total - non_embedding)),
+        "working": working,
+        "holes": HOLES * (activations + working),
         "losses": _bytes_of_losses(work),
         "teacher": (2 if gpu and sheet_of(gpu).ampere else 4) * work.teacher[0],
-        "program": PROGRAM_GIB * GIB if gpu else 0,
+        "program": PROGRAM_GIB["gpu" if gpu else "cpu"] * GIB,
         "not at once": -min(gradients, activations - to_come),
     }
 

@@ -63,7 +63,9 @@ def measure(work: Work, config: Config, here: Here, most: float | None = None, c
     depth = work.shape["num_hidden_layers"]
     whole = depth <= max(DEPTHS) or sum(costs.flops(reduced, alone).values()) <= most
     real = config if work.counted and reduced is work and whole else None
-    took = {layers: run(Order(with_layers(reduced, layers), alone, real), here) for layers in ([depth] if whole else DEPTHS)}
+    took = {
+        layers: run(Order(with_layers(reduced, layers), alone, real), here) for layers in ([depth] if whole else DEPTHS)
+    }
     found = scaled(took, reduced, work, config.machine, here, clock)
     with whole_file(_kept_in(work, config.machine)) as path:
         path.write_text(json.dumps(asdict(found)))
@@ -127,8 +129,12 @@ def scaled(
     optimizer = last.optimizer * num_parameters(**work.shape)[0] / num_parameters(**shallow.shape)[0]
     total = (seconds + flops["teacher"] * per_flop) / processes + optimizer
     parts = [f"{' and '.join(map(str, sorted(took)))} of {depth} layers"] * (depth not in took)
-    parts += [f"{reduced.training.global_batch_size} of {work.training.global_batch_size} queries"] * (reduced is not work)
-    return Measured(total, per_flop, peak if processes == 1 else None, f"measured{' at ' * bool(parts)}{', '.join(parts)}")
+    parts += [f"{reduced.training.global_batch_size} of {work.training.global_batch_size} queries"] * (
+        reduced is not work
+    )
+    return Measured(
+        total, per_flop, peak if processes == 1 else None, f"measured{' at ' * bool(parts)}{', '.join(parts)}"
+    )
 
 
 def _at_depth(found: dict[int, float], depth: int) -> float:

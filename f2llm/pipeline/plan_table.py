@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import TRAINING_STAGES, Config, names_of_models
+from ..config import TRAINING_STAGES, Config, names_of_models, read_yaml, root
 from ..data.registry import Source
 from ..store.checked import closest
-from ..store.hardware import Gpu, gpu_named, sheet_of
+from ..store.hardware import gpu_named, preset_for, sheet_of
 from . import costs, plan
 from .costs import Work
 from .plan import Cost, Here, Measured, command, cost, num_processes, room, settings_that_fit
@@ -32,7 +32,9 @@ class Asked:
 def check(asked: Asked) -> None:
     """ValueError for a stage that trains nothing, or figures that no machine has."""
     if asked.stage not in (stages := ("all", *TRAINING_STAGES)):
-        raise ValueError(f"the stage is {asked.stage!r}, but must be one of: {', '.join(stages)}{closest(asked.stage, stages)}")
+        raise ValueError(
+            f"the stage is {asked.stage!r}, but must be one of: {', '.join(stages)}{closest(asked.stage, stages)}"
+        )
     for name, value, least in (("gpus", asked.gpus, 1), ("nodes", asked.nodes, 1), ("price", asked.price, 0)):
         if not least <= value < float("inf"):
             raise ValueError(f"--{name} is {value}, but must be {least} or more")
@@ -53,6 +55,7 @@ def planned(config: Config, registry: list[Source], asked: Asked) -> list[str]:
     lines = [f"size {config.name}, recipe {config.recipe}, on {_words(config, here)}", ""]
     lines += _aligned([["", *(work.name for work in works), ""], *_rows(found, config, here)])
     lines += ["", *_totals(found, config, registry, here, asked), *_evaluation(found, config, here, counted)]
+    lines += _budget(works, config, here) if asked.measure else []
     return lines + _advice(found, config, here, asked)
 
 
@@ -114,9 +117,9 @@ def _rows(found: Sequence[Cost], config: Config, here: Here) -> list[list[str]]:
     where = "GiB of a GPU" if here.gpus else "GiB"
     for name in found[0].memory:
         if any(one.memory[name] for one in found):
-            known = "assumed" if name == "program" else COUNTED
-            rows.append(_row(f"{where} {name}", found, lambda one, name=name: one.memory[name], "{:,.2f}", known))
-    rows.append(_row(f"{where} at the peak", found, lambda one: one.peak_gib, "{:,.2f}", _of_peak(found, here)))
+            known = "assumed" if name in ("program", "holes") else COUNTED
+            rows.append(_row(f"{where} {name}", found, lambda one, name=name: one.memory[name], "{:,.3g}", known))
+    rows.append(_row(f"{where} at the peak", found, lambda one: one.peak_gib, "{:,.3g}", _of_peak(found, here)))
     rows.append(_row("seconds a step", found, lambda one: one.seconds, "{:,.3g}", _of_time(found, config, here)))
     rows.append(_row("hours", found, lambda one: one.hours, "{:,.3g}", "steps times seconds"))
     return rows
@@ -129,10 +132,10 @@ def _row(name: str, items: Sequence, value: Callable, form: str, known: str) -> 
 
 def _of_peak(found: Sequence[Cost], here: Here) -> str:
     if all(one.measured and one.measured.peak_gib for one in found):
-        return "measured, without the program"
+        return "measured, without Python itself"
     if any(one.measured and one.measured.peak_gib for one in found):
         return "measured or counted"
-    return f"counted, {NOT_HELD}" if here.gpus else "counted, without the program"
+    return f"counted, {NOT_HELD}" if here.gpus else "counted, without Python itself"
 
 
 def _of_time(found: Sequence[Cost], config: Config, here: Here) -> str:
@@ -166,7 +169,9 @@ def _totals(found: Sequence[Cost], config: Config, registry: list[Source], here:
         total, gpus = sum(hours), num_processes(config.machine, here)
         line = f"time: {total:,.2f} hours"
         line += f", {total * gpus:,.1f} GPU hours" if here.gpus else ""
-        line += f", {total * gpus * asked.price:,.2f} at {asked.price:g} per GPU hour" if asked.price and here.gpus else ""
+        line += (
+            f", {total * gpus * asked.price:,.2f} at {asked.price:g} per GPU hour" if asked.price and here.gpus else ""
+        )
         line += "; without validation and checkpoints"
     disk = costs.disk_bytes(config, registry) / plan.GIB
     return [line, f"disk: {disk:,.1f} GiB of the whole pipeline, assumed: the papers' means" + (
@@ -180,7 +185,11 @@ def _evaluation(found: Sequence[Cost], config: Config, here: Here, counted: bool
 
     lengths = evaluated_lengths(config) if counted else None
     if lengths is None:
-        reason = "its tasks are made by stage `data`" if config.evaluate.benchmark == "embedded" else "how many texts it has is not known here"
+        reason = (
+            "its tasks are made by stage `data`"
+            if config.evaluate.benchmark == "embedded"
+            else "how many texts it has is not known here"
+        )
         return [f"evaluation: unknown; {reason} (evaluate.benchmark {config.evaluate.benchmark})"]
     names = [name for name in names_of_models(config) if name != "tfidf" and name in (config.evaluate.only or [name])]
     shapes = [costs.shape_of(config, _student(name)) for name in names]
@@ -193,6 +202,20 @@ def _evaluation(found: Sequence[Cost], config: Config, here: Here, counted: bool
     return [f"{line}: {hours}; scoring by mteb: unknown"]
 
 
+def _budget(works: Sequence[Work], config: Config, here: Here) -> list[str]:
+    """The token budget with most tokens per second of the costliest training, as a line to paste."""
+    from .measure import rates
+
+    costliest = max(works, key=lambda work: (work.steps or 1) * sum(costs.flops(work, config.machine).values()))
+    found = dict(rates(costliest, config, here))
+    if not found:
+        return []
+    best, now = max(found, key=found.get), config.machine.token_budget
+    tried = ", ".join(f"{budget}: {rate:,.0f}" for budget, rate in found.items())
+    line = "the best of these is set" if best == now else command(config, {"token_budget": best})
+    return [f"token budget: tokens per second of {costliest.name}, measured: {tried}; {line}"]
+
+
 def _student(name: str) -> str | None:
     return name.rpartition("-")[0] or None
 
@@ -203,6 +226,10 @@ def _advice(found: Sequence[Cost], config: Config, here: Here, asked: Asked) -> 
     if here.gpus and not sheet_of(here.gpus[0]).ampere and config.machine.precision != "float16":
         line = command(config, {"precision": "float16"})
         lines.append(f"precision {config.machine.precision}: {here.gpus[0].name} is fast in float16 only: {line}")
+    if here.gpus and config.machine.preset == "none":
+        machines = read_yaml(root() / "params.yaml")["machines"]
+        name = preset_for(tuple(here.gpus), machines)
+        lines.append(f"preset for such a machine: dvc exp run -S model.size={config.name} -S machine.preset={name}")
     if peak <= room(here):
         return [*lines, f"fits: {peak:,.1f} of {room(here):,.1f} GiB"]
     lines.append(f"does not fit: {peak:,.1f} of {room(here):,.1f} GiB")

@@ -12,8 +12,11 @@ from conftest import ROOT, STAGE_NOTEBOOKS
 from transformers import Qwen3Config, Qwen3Model
 
 from f2llm.config import load_config, read_yaml, resolve
-from f2llm.pipeline import cli, plan
-from f2llm.pipeline.plan import Gpu, Here, num_parameters, rows_of, shape_of, sizes_of
+from f2llm.pipeline import cli, costs, plan
+from f2llm.pipeline.costs import num_parameters, rows_of, shape_of
+from f2llm.pipeline.plan import Here, sizes_of
+from f2llm.store import hardware
+from f2llm.store.hardware import Gpu
 
 # The papers' tables. hidden, MLP, layers, query heads, key-value heads; parameters; rate, epochs, teacher
 V2 = {
@@ -165,13 +168,13 @@ def test_activations_are_what_autograd_saves():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
             model(torch.randint(0, 300, (4, num_tokens // 4)))
         saved[layers] = sum(storage.nbytes() for storage, _ in found.values())
-    a_token = plan.activation_bytes(shape | {"num_hidden_layers": 1}, "none")
+    a_token = costs.activation_bytes(shape | {"num_hidden_layers": 1}, "none")
     assert (saved[3] - saved[2]) / num_tokens == pytest.approx(a_token, rel=0.01)
 
 
 def test_recomputing_keeps_less(of_recipe):
     for config in of_recipe["v2"].values():
-        none, selective, full = (plan.activation_bytes(shape_of(config), how) for how in ("none", "selective", "full"))
+        none, selective, full = (costs.activation_bytes(shape_of(config), how) for how in ("none", "selective", "full"))
         layers = config.backbone.num_hidden_layers
         assert (full < none or layers == 1) and (selective < none or layers < 4)
 
@@ -215,7 +218,7 @@ def test_the_peak_of_a_gpu_goes_by_its_name(name, peak):
     ],
 )
 def test_a_teachers_parameters_are_in_its_name_or_as_many_as_the_students(teacher, count):
-    assert plan.teacher_parameters(teacher, own=5) == count
+    assert costs.teacher_parameters(teacher, own=5) == count
 
 
 # Does it fit? -----------------------------------------------------------------------------------
@@ -338,12 +341,12 @@ cuda.get_device_properties = lambda i: record(total_memory=(i + 1) * 2**30, name
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert plan._gpus_here() == [Gpu("NVIDIA H0 1GB", 1), Gpu("NVIDIA H1 1GB", 2)]
+    assert hardware.gpus_here() == [Gpu("NVIDIA H0 1GB", 1), Gpu("NVIDIA H1 1GB", 2)]
     (tmp_path / "torch.py").write_text("raise ImportError('no driver')")
     with pytest.raises(
         RuntimeError, match="torch cannot list this machine's GPUs: ImportError: no driver; remedy: a torch that fits"
     ):
-        plan._gpus_here()
+        hardware.gpus_here()
 
 
 # Who is stopped ---------------------------------------------------------------------------------
