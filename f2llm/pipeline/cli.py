@@ -83,9 +83,7 @@ def plan(
     stage: Annotated[str, typer.Argument(help="stage1, stage2, distill or all")] = "all",
     size: Annotated[str | None, typer.Option(help="without it model.size of params.yaml")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="as in --set machine.recompute=full")] = [],  # noqa: B006
-    gpu: Annotated[
-        str | None, typer.Option(help="T4, L4, A100, H100, H200 ...; none: a CPU; or this machine's")
-    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="T4, L4, A100, H100 ... or none; without it this machine")] = None,
     gpus: Annotated[int, typer.Option(help="of each machine")] = 1,
     nodes: Annotated[int, typer.Option(help="machines")] = 1,
     price: Annotated[float, typer.Option(help="of one GPU hour")] = 0.0,

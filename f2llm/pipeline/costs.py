@@ -176,13 +176,18 @@ def _weights(shape: dict) -> tuple[int, int]:
     return h * (2 * heads + 2 * keys) + 3 * h * shape["intermediate_size"], 2 * h * keys
 
 
+def forward_flops_of(work: Work) -> float:
+    """Of one forward pass over all texts of a step, in the mean."""
+    return sum(forward_flops(work.shape, [*queries, *rest]) for queries, rest in work.lengths) / len(work.lengths)
+
+
 def flops(work: Work, machine: Machine, processes: int = 1) -> dict[str, float]:
     """Floating-point operations of a step by part, of all processes together.
 
     A backward pass costs two forward passes. Texts of which a process keeps no activations go forward twice (gradient
     caching). The teacher: 2 for each of its parameters and tokens, once per text where its embeddings are stored.
     """
-    forward = sum(forward_flops(work.shape, sum(lengths, [])) for lengths in work.lengths) / len(work.lengths)
+    forward = forward_flops_of(work)
     dims, batch = sum(_dims(work)), work.queries()
     recomputed = {"none": 0, "selective": SELECTIVE, "full": 1}[machine.recompute]
     return {
@@ -241,9 +246,7 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
     a_token += a_text * work.texts() / work.tokens()
     activations, gradients = kept * a_token, 4 * total / shards
     to_come = max(kept - budget, budget if kept < tokens else 0) * a_token  # once all gradients are there
-    copies = (
-        0  # of weights in half precision: autocast makes them for every pack; or of the layers gathered from shards
-    )
+    copies = 0  # of weights: autocast makes them for every pack; of sharded ones whole layers are gathered
     if shards > 1:
         copies = (2 if half else 4) * (2 * _weights(work.shape)[0] + total - non_embedding)
     elif half:

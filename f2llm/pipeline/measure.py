@@ -41,7 +41,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds of a step's texts and losses, of its optimizer, of encoding its texts; bytes at the peak, None if unknown.
+    """Seconds of a step's texts and losses, of its optimizer, of encoding its texts; bytes at the peak, or None.
 
     cpu_seconds: as `seconds`, of all threads; the same on a machine that others use, too.
     """
@@ -63,9 +63,8 @@ def measure(work: Work, config: Config, here: Here, most: float | None = None, c
     depth = work.shape["num_hidden_layers"]
     whole = depth <= max(DEPTHS) or sum(costs.flops(reduced, alone).values()) <= most
     real = config if work.counted and reduced is work and whole else None
-    took = {
-        layers: run(Order(with_layers(reduced, layers), alone, real), here) for layers in ([depth] if whole else DEPTHS)
-    }
+    depths = [depth] if whole else DEPTHS
+    took = {layers: run(Order(with_layers(reduced, layers), alone, real), here) for layers in depths}
     found = scaled(took, reduced, work, config.machine, here, clock)
     with whole_file(_kept_in(work, config.machine)) as path:
         path.write_text(json.dumps(asdict(found)))
@@ -91,7 +90,7 @@ def with_layers(work: Work, layers: int) -> Work:
 
 
 def fewer_queries(work: Work, machine: Machine, most: float) -> Work:
-    """A training with so few queries a step, at least two, that a step at three layers has at most so many operations."""
+    """A training with so few queries a step, at least two, that at three layers it has at most so many operations."""
     shallow = with_layers(work, min(max(DEPTHS), work.shape["num_hidden_layers"]))
     share = most / sum(costs.flops(shallow, _alone(machine)).values())
     if share >= 1:
@@ -124,17 +123,14 @@ def scaled(
     share = sum(of_reduced.values()) - of_reduced["teacher"]
     seconds *= (sum(flops.values()) - flops["teacher"]) / share
     shallow = with_layers(reduced, deepest)
-    per_flop = last.encoding / sum(costs.forward_flops(shallow.shape, sum(step, [])) for step in shallow.lengths)
-    per_flop *= len(shallow.lengths)
+    per_flop = last.encoding / costs.forward_flops_of(shallow)
     optimizer = last.optimizer * num_parameters(**work.shape)[0] / num_parameters(**shallow.shape)[0]
     total = (seconds + flops["teacher"] * per_flop) / processes + optimizer
     parts = [f"{' and '.join(map(str, sorted(took)))} of {depth} layers"] * (depth not in took)
-    parts += [f"{reduced.training.global_batch_size} of {work.training.global_batch_size} queries"] * (
-        reduced is not work
-    )
-    return Measured(
-        total, per_flop, peak if processes == 1 else None, f"measured{' at ' * bool(parts)}{', '.join(parts)}"
-    )
+    sizes = [one.training.global_batch_size for one in (reduced, work)]
+    parts += [f"{sizes[0]} of {sizes[1]} queries"] * (reduced is not work)
+    how = f"measured{' at ' * bool(parts)}{', '.join(parts)}"
+    return Measured(total, per_flop, peak if processes == 1 else None, how)
 
 
 def _at_depth(found: dict[int, float], depth: int) -> float:

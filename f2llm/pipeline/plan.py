@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from ..config import Config, Machine, load_config, read_yaml, resolve, root
+from ..config import Config, Machine, read_yaml, resolve, root
 from ..data.registry import Source, load_registry
 from ..store.hardware import GIB, Gpu, gpus_here, sheet_of
 from . import costs

@@ -7,11 +7,12 @@ from pathlib import Path
 from ..config import TRAINING_STAGES, Config, names_of_models, read_yaml, root
 from ..data.registry import Source
 from ..store.checked import closest
-from ..store.hardware import gpu_named, preset_for, sheet_of
+from ..store.hardware import GIB, gpu_named, preset_for, sheet_of
 from . import costs, plan
 from .costs import Work
 from .plan import Cost, Here, Measured, command, cost, num_processes, room, settings_that_fit
 
+EMBEDDED = "embedded"  # as evaluate.benchmark: the tasks that stage `data` makes
 NOT_HELD = "not yet held against a GPU"
 OF_PAPERS = "assumed: the papers' means"
 COUNTED = "counted"
@@ -151,10 +152,11 @@ def _of_time(found: Sequence[Cost], config: Config, here: Here) -> str:
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *others = widths[:-1]
-    return [
-        f"{row[0]:{first}}  {'  '.join(cell.rjust(width) for cell, width in zip(row[1:-1], others))}  {row[-1]}".rstrip()
-        for row in rows
-    ]
+    lines = []
+    for name, *values, known in rows:
+        cells = "  ".join(cell.rjust(width) for cell, width in zip(values, others, strict=True))
+        lines.append(f"{name:{first}}  {cells}  {known}".rstrip())
+    return lines
 
 
 # What follows from them -------------------------------------------------------------------------
@@ -169,28 +171,26 @@ def _totals(found: Sequence[Cost], config: Config, registry: list[Source], here:
         total, gpus = sum(hours), num_processes(config.machine, here)
         line = f"time: {total:,.2f} hours"
         line += f", {total * gpus:,.1f} GPU hours" if here.gpus else ""
-        line += (
-            f", {total * gpus * asked.price:,.2f} at {asked.price:g} per GPU hour" if asked.price and here.gpus else ""
-        )
+        priced = asked.price and here.gpus
+        line += f", {total * gpus * asked.price:,.2f} at {asked.price:g} per GPU hour" if priced else ""
         line += "; without validation and checkpoints"
-    disk = costs.disk_bytes(config, registry) / plan.GIB
-    return [line, f"disk: {disk:,.1f} GiB of the whole pipeline, assumed: the papers' means" + (
-        "" if here.disk_gib == float("inf") else f"; here {here.disk_gib:,.0f}"
-    )]  # fmt: skip
+    disk = (
+        f"disk: {costs.disk_bytes(config, registry) / GIB:,.1f} GiB of the whole pipeline, assumed: the papers' means"
+    )
+    return [line, disk + (f"; here {here.disk_gib:,.0f}" if here.disk_gib < float("inf") else "")]
 
 
 def _evaluation(found: Sequence[Cost], config: Config, here: Here, counted: bool) -> list[str]:
     """Encoding of all texts of evaluate.benchmark by every model."""
-    from .counted import evaluated_lengths
+    lengths = None
+    if counted:
+        from .counted import evaluated_lengths
 
-    lengths = evaluated_lengths(config) if counted else None
+        lengths = evaluated_lengths(config)
     if lengths is None:
-        reason = (
-            "its tasks are made by stage `data`"
-            if config.evaluate.benchmark == "embedded"
-            else "how many texts it has is not known here"
-        )
-        return [f"evaluation: unknown; {reason} (evaluate.benchmark {config.evaluate.benchmark})"]
+        ours = config.evaluate.benchmark == EMBEDDED
+        reason = "stage `data` makes its tasks" if ours else "the number of its texts is not known here"
+        return [f"evaluation of {config.evaluate.benchmark}: unknown; {reason}"]
     names = [name for name in names_of_models(config) if name != "tfidf" and name in (config.evaluate.only or [name])]
     shapes = [costs.shape_of(config, _student(name)) for name in names]
     flops = sum(costs.forward_flops(shape, lengths) for shape in shapes)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,8 @@ def take(order: Order) -> Took:
     settings = work.training.__class__(**{**vars(work.training), "validate_every": 0})
     model = _model(order)
     batches, tokens = _real(order, model) if order.config else _random(work)
-    teacher = (
-        (lambda packed: torch.zeros(packed.batch.num_texts, model.dim, device=model.device))
-        if work.teacher[0]
-        else None
-    )
+    zeros = partial(torch.zeros, device=model.device)
+    teacher = (lambda packed: zeros(len(packed.batch.texts), model.dim)) if work.teacher[0] else None
     torch.nn.functional.linear(*torch.randn(2, 64, 64, device=model.device, requires_grad=True)).sum().backward()
     base, clock = _memory(reset=True), Clock()  # libraries have what they need for themselves
     train(model, batches, settings, clock, machine, teacher, tokens)
@@ -120,9 +118,8 @@ def _random(work: Work) -> tuple[list[Batch], dict[str, list[np.ndarray]]]:
         texts, every = size + len(rows), np.arange(size)
         batches.append(Batch(str(number), "retrieval", every, [""] * texts, every, passage, hard, passage, every,
                              stored=list(range(texts))))  # fmt: skip
-        tokens[str(number)] = [
-            random.integers(2, work.shape["vocab_size"], length) for length in (*queries, *documents)
-        ]
+        vocab = work.shape["vocab_size"]
+        tokens[str(number)] = [random.integers(2, vocab, length) for length in (*queries, *documents)]
     return [batches[0], *batches], tokens
 
 
