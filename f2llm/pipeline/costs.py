@@ -236,7 +236,8 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
     """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, beyond Python itself.
 
     Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
-    gradients of one layer's activations, or of the embedding table until they are added to those of earlier packs.
+    gradients of one layer's activations, with these if they are recomputed; or those of the embedding table until they
+    are added to earlier packs'.
     """
     total, non_embedding = num_parameters(**work.shape)
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
@@ -251,7 +252,8 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
         copies = (2 if half else 4) * (2 * _weights(work.shape)[0] + total - non_embedding)
     elif half:
         copies = 2 * non_embedding * (ceil(kept / machine.token_budget) if machine.recompute == "none" else 1)
-    working = max(budget * layer_bytes(work.shape, half), 4 * (total - non_embedding))
+    of_layer = budget * layer_bytes(work.shape, half) * (1 if machine.recompute == "none" else 2)
+    working = max(of_layer, 4 * (total - non_embedding))
     return {
         "weights": 4 * total / shards,
         "gradients": gradients,
@@ -288,8 +290,7 @@ def activation_bytes(shape: dict, recompute: str, half: bool = True) -> tuple[in
     precision: hidden 26 (two norms save input and normalised input, 4 + 4 each; q, k, v, gate and up save their input,
     2 each), MLP 8 (silu, product, down_proj), query and key-value heads 10 (a norm 4 + 2, attention 2 each of q, k, v,
     output). In float32: 24 (q, k and v save one input together, gate and up another), 16 and 16.
-    recompute: full keeps every layer's input, and all activations of one layer; selective also keeps the results of
-    matrix products and attention. The last layer computes only keys and values of all tokens.
+    recompute: full keeps every layer's input; selective also keeps the results of matrix products and attention. The last layer computes only keys and values of all tokens.
     """
     h, mlp = shape["hidden_size"], shape["intermediate_size"]
     heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
@@ -300,7 +301,7 @@ def activation_bytes(shape: dict, recompute: str, half: bool = True) -> tuple[in
         return layer * whole + last, layer - last
     wide = 4 if half else 8
     products = wide * (h + mlp + heads + keys) if recompute == "selective" else 0
-    return (4 * h + products) * whole + (layer if whole else last), layer - last
+    return (4 * h + products) * (whole + 1), 0
 
 
 # Time and disk ----------------------------------------------------------------------------------
