@@ -290,18 +290,20 @@ def activation_bytes(shape: dict, recompute: str, half: bool = True) -> tuple[in
     precision: hidden 26 (two norms save input and normalised input, 4 + 4 each; q, k, v, gate and up save their input,
     2 each), MLP 8 (silu, product, down_proj), query and key-value heads 10 (a norm 4 + 2, attention 2 each of q, k, v,
     output). In float32: 24 (q, k and v save one input together, gate and up another), 16 and 16.
-    recompute: full keeps every layer's input; selective also keeps the results of matrix products and attention. The last layer computes only keys and values of all tokens.
+    recompute: full keeps every layer's input; selective also keeps the results of matrix products and attention. The
+    last layer computes only keys and values of all tokens. All layers share sines and cosines of positions.
     """
     h, mlp = shape["hidden_size"], shape["intermediate_size"]
     heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
     layer = layer_bytes(shape, half)
     last = 12 * h + (10 if half else 16) * keys if shape["architecture"] in ONLY_LAST else layer
     whole = shape["num_hidden_layers"] - 1
+    shared = 8 * shape["head_dim"] + 8  # and the token's id
     if recompute == "none":
-        return layer * whole + last, layer - last
+        return layer * whole + last + shared, layer - last
     wide = 4 if half else 8
     products = wide * (h + mlp + heads + keys) if recompute == "selective" else 0
-    return (4 * h + products) * (whole + 1), 0
+    return (4 * h + products) * (whole + 1) + shared, 0
 
 
 # Time and disk ----------------------------------------------------------------------------------
