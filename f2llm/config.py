@@ -79,6 +79,7 @@ Benchmark = Annotated[
 
 @checked
 class Machine:
+    preset: str  # of `machines`, whose values it has taken; none: of no preset
     threads: NonNegativeInt
     processes: NonNegativeInt
     token_budget: PositiveInt
@@ -91,6 +92,16 @@ class Machine:
     teacher_cache_gib: NonNegativeFloat
     check_needs: bool
     tensorboard: bool
+
+    @model_validator(mode="after")
+    def _agrees(self):
+        """Settings for one kind of machine do not ask for another's; by hand, processes are the launcher's affair."""
+        require(
+            self.preset == "none" or not self.shard or self.processes != 1,
+            f"preset is {self.preset!r} and shard is true, but processes is 1, which has nobody to share with; "
+            "remedy: processes 0 (one per GPU), shard false, or another preset",
+        )
+        return self
 
 
 @checked

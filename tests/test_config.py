@@ -464,7 +464,8 @@ def test_a_written_configuration_reads_back_as_the_same_one(params, size, tmp_pa
         values["prune"]["students"][name]["distill"] = training
     values |= {"distill": {}, "prune": values["prune"] | {"leave_out": []}}
     sections = {key: value for key, value in values.items() if key not in ("name", "recipe", "seed", "machine")}
-    params = {"model": {"size": size}, "override": {}, "recipes": {config.recipe: {}}, "sizes": {size: sections}}
+    params = {"model": {"size": size}, "machines": {}, "override": {}}
+    params |= {"recipes": {config.recipe: {}}, "sizes": {size: sections}}
     read = resolve(params | {key: values[key] for key in ("recipe", "seed", "machine")})
     assert replace(read, prune=replace(read.prune, leave_out=config.prune.leave_out)) == config
 

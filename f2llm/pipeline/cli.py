@@ -67,17 +67,40 @@ def sizes(
     csv: Annotated[bool, typer.Option("--csv", help="the published values alone, as CSV")] = False,
 ) -> None:
     """List the sizes for model.size, under both recipes: shape, training, estimated memory, disk and hours."""
-    from . import plan
+    from .sizes import published_table, table_of_sizes
 
     if csv:
-        for row in plan.published_table():
+        for row in published_table():
             print(",".join(map(str, row)))
         return
-    table, legend = plan.table_of_sizes()
+    table, legend = table_of_sizes()
     widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     print(legend)
+
+
+@app.command()
+def plan(
+    stage: Annotated[str, typer.Argument(help="stage1, stage2, distill or all")] = "all",
+    size: Annotated[str | None, typer.Option(help="without it model.size of params.yaml")] = None,
+    settings: Annotated[list[str], typer.Option("--set", help="as in --set machine.recompute=full")] = [],  # noqa: B006
+    gpu: Annotated[str | None, typer.Option(help="T4, L4, A100, H100 ... or none; without it this machine")] = None,
+    gpus: Annotated[int, typer.Option(help="of each machine")] = 1,
+    nodes: Annotated[int, typer.Option(help="machines")] = 1,
+    price: Annotated[float, typer.Option(help="of one GPU hour")] = 0.0,
+    measure: Annotated[bool, typer.Option(help="run some steps here, and look for a token budget")] = False,
+) -> None:
+    """Print what training costs on a machine: steps, operations, memory by part, hours; and what would make it fit."""
+    from ..data.registry import load_registry
+    from .plan_table import Asked, planned
+
+    _from_root()
+    with _params_blamed():
+        config = load_config(size, **overrides_of(settings))
+    asked = Asked(stage, gpu, gpus, nodes, price, measure)
+    for line in planned(config, load_registry(), asked):
+        print(line)
 
 
 @app.command()

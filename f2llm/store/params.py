@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import NonNegativeFloat, NonNegativeInt
 from yaml.constructor import ConstructorError
 
 from .checked import TABLE, build, checked, closest
+from .hardware import gpus_here, preset_for
 
 MOST_DEPTH, MOST_BRACKETS = 20, 10_000  # of tables within tables; PyYAML's C code crashes on many that stay open
 TRAINING_STAGES = ("stage1", "stage2", "distill")
@@ -114,10 +116,20 @@ class Params:
     model: Model
     recipe: str
     seed: Any
-    machine: Any
+    machine: dict[str, Any]
+    machines: dict[str, Any]
     override: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     sizes: dict[str, dict[str, Any]]
+
+
+@checked
+class Preset:
+    """Settings of `machine` for `gpus` GPUs of at least `gib` GiB each."""
+
+    gpus: NonNegativeInt
+    gib: NonNegativeFloat
+    machine: dict[str, Any]
 
 
 def values_of(params: dict, size: str | None, overrides: dict) -> dict:
@@ -132,8 +144,22 @@ def values_of(params: dict, size: str | None, overrides: dict) -> dict:
         raise ValueError(f"override has {min(alien)}, which chooses presets; remedy: model.size and recipe")
     of_all_students = table_of(override, "distill", "override.")
     values = merge(values, {key: value for key, value in override.items() if key != "distill"})
-    top = {"name": size, "recipe": recipe, "seed": params["seed"], "machine": params["machine"]}
-    return merge(top, values) | _by_student(values, of_all_students)
+    preset, settings = _preset(params["machines"], merge(params["machine"], table_of(values, "machine")))
+    machine = merge(params["machine"], settings, table_of(values, "machine"), preset)
+    top = {"name": size, "recipe": recipe, "seed": params["seed"], "machine": {}}
+    return merge(top, values) | {"machine": machine} | _by_student(values, of_all_students)
+
+
+def _preset(machines: dict, machine: dict) -> tuple[dict, dict]:
+    """({"preset": its name}, its settings) of the preset that `machine` names: over section machine, under the rest."""
+    for name in machines:
+        build(Preset, table_of(machines, name, "machines."), f"params.yaml, machines.{name}")
+    name = machine.get("preset", "none")
+    if name == "auto":
+        name = preset_for(gpus_here(), machines)
+    if name == "none":
+        return {key: name for key in machine if key == "preset"}, {}
+    return {"preset": name}, machines[_one_of(name, machines, "machine.preset")]["machine"]
 
 
 def _presets(params: dict, size: str, recipe: str) -> dict:
