@@ -425,6 +425,12 @@ def _check_sections(config: Config) -> None:
             where = f"prune.students.{name}.{key}"
             cut = getattr(shape, key)
             require(cut <= most, f"{where} is {cut}, but pruning only removes: at most the backbone's {most}")
+        heads = backbone.num_attention_heads
+        require(
+            backbone.architecture != "llama" or shape.hidden_size % heads == 0,
+            f"prune.students.{name}.hidden_size is {shape.hidden_size}, but transformers wants a llama's to be a "
+            f"multiple of num_attention_heads, {heads}; remedy: {shape.hidden_size // heads * heads}",
+        )
     for name in config.evaluate.only:
         names = names_of_models(config)
         require(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from math import ceil, inf
 
-from ..config import SHAPE, Config, Machine, Training
+from ..config import SHAPE, Config, Lora, Machine, Training
 from ..data.registry import Source, choose_sources
 from ..store.hardware import GIB, Gpu, sheet_of
 
@@ -74,6 +74,17 @@ def teacher_parameters(teacher: str, own: int) -> int:
     found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?!\w)", teacher)
     named = int(float(found[1]) * {"B": 1e9, "M": 1e6}[found[2]]) if found else own
     return 0 if teacher == "none" else named
+
+
+def adapter_parameters(shape: dict, lora: Lora) -> int:
+    """Of a LoRA adapter: rank x (inputs + outputs) of every linear layer that it changes; DoRA: one more per output."""
+    heads, keys = (shape[name] * shape["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    h, mlp = shape["hidden_size"], shape["intermediate_size"]
+    sides = {"q_proj": (h, heads), "k_proj": (h, keys), "v_proj": (h, keys), "o_proj": (heads, h)}
+    sides |= {"gate_proj": (h, mlp), "up_proj": (h, mlp), "down_proj": (mlp, h)}
+    chosen = [sides[name] for name in (sides if lora.targets == "all" else lora.targets)]
+    a_layer = sum(lora.rank * (inputs + outputs) + lora.dora * outputs for inputs, outputs in chosen)
+    return shape["num_hidden_layers"] * a_layer
 
 
 # Texts ------------------------------------------------------------------------------------------
@@ -184,14 +195,14 @@ def forward_flops_of(work: Work) -> float:
 def flops(work: Work, machine: Machine, processes: int = 1) -> dict[str, float]:
     """Floating-point operations of a step by part, of all processes together.
 
-    A backward pass costs two forward passes. Texts of which a process keeps no activations go forward twice (gradient
-    caching). The teacher: 2 for each of its parameters and tokens, once per text where its embeddings are stored.
+    A backward pass costs two forward passes, one where the weights are frozen beside an adapter. Texts of which a
+    process keeps no activations go forward twice (gradient caching). The teacher: 2 for each of its parameters and tokens, once per text where its embeddings are stored.
     """
     forward = forward_flops_of(work)
     dims, batch = sum(_dims(work)), work.queries()
     recomputed = {"none": 0, "selective": SELECTIVE, "full": 1}[machine.recompute]
     return {
-        "forward and backward": 3 * forward,
+        "forward and backward": (2 if work.training.lora.rank else 3) * forward,
         "losses": 6 * dims * (work.texts() + batch * batch),
         "second forward": forward * (1 - _kept(work, machine, processes) / (work.tokens() / processes)),
         "recomputing": forward * recomputed,
@@ -237,15 +248,17 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
 
     Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
     gradients of one layer's activations, with these if they are recomputed; or those of the embedding table until they
-    are added to earlier packs'.
+    are added to earlier packs'. Of a model with an adapter, gradients and optimizer state are the adapter's alone.
     """
     total, non_embedding = num_parameters(**work.shape)
+    adapter = adapter_parameters(work.shape, work.training.lora) if work.training.lora.rank else 0
+    trained = adapter or total
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
     tokens = work.tokens() / processes
     kept, budget = _kept(work, machine, processes), min(machine.token_budget, tokens)
     a_token, a_text = activation_bytes(work.shape, machine.recompute, half)
     a_token += a_text * work.texts() / work.tokens()
-    activations, gradients = kept * a_token, 4 * total / shards
+    activations, gradients = kept * a_token, 4 * trained / shards
     to_come = max(kept - budget, budget if kept < tokens else 0) * a_token  # once all gradients are there
     copies = 0  # of weights: autocast makes them for every pack; of sharded ones whole layers are gathered
     if shards > 1:
@@ -253,11 +266,11 @@ def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) ->
     elif half:
         copies = 2 * non_embedding * (ceil(kept / machine.token_budget) if machine.recompute == "none" else 1)
     of_layer = budget * layer_bytes(work.shape, half) * (1 if machine.recompute == "none" else 2)
-    working = max(of_layer, 4 * (total - non_embedding))
+    working = of_layer if adapter else max(of_layer, 4 * (total - non_embedding))
     return {
-        "weights": 4 * total / shards,
+        "weights": 4 * (total + adapter) / shards,
         "gradients": gradients,
-        "optimizer": 8 * total / shards,
+        "optimizer": 8 * trained / shards,
         "copies of weights": copies,
         "activations": activations,
         "working": working,

@@ -315,3 +315,36 @@ def test_the_table_marks_the_chosen_size_and_what_cannot_be_trained_here(here, c
     assert fit == small | {("v1", "nano"), ("v1", "0.6B")}
     assert "596.0M" in rows["v2", "0.6B"] and "440.5M" in rows["v2", "0.6B"] and " 80.1M" in rows["v2", "80M"]
     assert "by estimate" in lines[-2] and "NVIDIA H100 with 70 GiB" in lines[-1]
+
+
+# Adapters ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", ["all", ["q_proj", "down_proj"]])
+def test_an_adapters_parameters_are_those_that_peft_makes(targets, dora):
+    from transformers import AutoModel, Qwen3Config
+
+    from f2llm.config import Lora
+    from f2llm.lora import add_adapter, num_trained
+
+    shape = costs.shape_of(load_config("nano")) | {"num_hidden_layers": 3}
+    architecture = shape.pop("architecture")
+    model, lora = AutoModel.from_config(Qwen3Config(**shape)), Lora(rank=5, alpha=8.0, dora=dora, targets=targets)
+    add_adapter(model, lora, seed=0)
+    assert num_trained(model)[0] == costs.adapter_parameters(shape | {"architecture": architecture}, lora) > 1000
+
+
+def test_an_adapter_leaves_gradients_and_optimizer_state_to_itself_alone(registry):
+    def memory(rank):
+        config = load_config("0.6B", training={"lora": {"rank": rank}}, machine={"token_budget": 4096})
+        config = replace(config, machine=replace(config.machine, precision="float16", activation_tokens=4096))
+        work = costs.trainings(config, registry)[0]
+        return costs.memory(work, config.machine, Gpu("Tesla T4", 16)), costs.flops(work, config.machine)
+
+    (full, full_flops), (adapted, adapted_flops) = memory(0), memory(16)
+    assert full["optimizer"] == 2 * full["gradients"] == 2 * full["weights"]
+    assert adapted["optimizer"] < 0.05 * full["optimizer"] and adapted["weights"] > full["weights"]
+    assert sum(adapted.values()) < 16 * hardware.GIB
+    ratio = adapted_flops["forward and backward"] / full_flops["forward and backward"]
+    assert ratio == pytest.approx(2 / 3)
