@@ -196,7 +196,8 @@ def flops(work: Work, machine: Machine, processes: int = 1) -> dict[str, float]:
     """Floating-point operations of a step by part, of all processes together.
 
     A backward pass costs two forward passes, one where the weights are frozen beside an adapter. Texts of which a
-    process keeps no activations go forward twice (gradient caching). The teacher: 2 for each of its parameters and tokens, once per text where its embeddings are stored.
+    process keeps no activations go forward twice (gradient caching). The teacher: 2 for each of its parameters and
+    tokens, once per text where its embeddings are stored.
     """
     forward = forward_flops_of(work)
     dims, batch = sum(_dims(work)), work.queries()
