@@ -15,7 +15,7 @@ from . import costs
 from .costs import Work, num_parameters, shape_of
 
 # Any machine can train a size of so many non-embedding parameters, even without a GPU: smollm2's 106 million take an
-# hour of a laptop's CPU and 6 GB.
+# hour of a laptop's CPU and 14 GB.
 TRAINS_ANYWHERE = 120_000_000
 MOST_BUDGET = 16384  # tokens a pass that are looked at for a GPU
 REFERENCE = Gpu("NVIDIA H100", 80)  # costs are estimated for this GPU if the machine has none
