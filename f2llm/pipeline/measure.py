@@ -8,14 +8,16 @@ python -m f2llm.pipeline.measure: reads an `Order` from its input, prints what i
 
 import hashlib
 import json
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..config import Config, Machine
+from pydantic import TypeAdapter
+
+from ..config import Config, Machine, Training
+from ..store.checked import build
 from ..store.files import whole_file
 from ..store.hardware import GIB
 from . import costs
@@ -51,6 +53,21 @@ class Took:
     optimizer: float
     encoding: float
     peak: int | None
+
+
+def written(order: Order) -> bytes:
+    """An order as JSON; `read` is its inverse."""
+    whole = order.config and TypeAdapter(Config).dump_python(order.config, by_alias=True)
+    return json.dumps({"work": asdict(order.work), "machine": asdict(order.machine), "config": whole}).encode()
+
+
+def read(content: bytes) -> Order:
+    """The order that `written` made JSON of."""
+    order = json.loads(content)
+    work = order["work"] | {"training": build(Training, order["work"]["training"], "training")}
+    work |= {"lengths": [tuple(step) for step in work["lengths"]], "teacher": tuple(work["teacher"])}
+    config = order["config"] and build(Config, order["config"], "config")
+    return Order(Work(**work), build(Machine, order["machine"], "machine"), config)
 
 
 def measure(work: Work, config: Config, here: Here, most: float | None = None, clock: str = "seconds") -> Measured:
@@ -155,7 +172,7 @@ def run(order: Order, here: Here) -> Took:
             f"{room(here):,.1f}; remedy: less memory, as the plan without --measure says"
         )
     command = [sys.executable, "-m", "f2llm.pipeline.measure"]
-    done = subprocess.run(command, input=pickle.dumps(order), capture_output=True, env=environment())
+    done = subprocess.run(command, input=written(order), capture_output=True, env=environment())
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise RuntimeError(f"{order.work.name} could not be measured: {reason}")
@@ -187,4 +204,4 @@ def rates(work: Work, config: Config, here: Here) -> Iterator[tuple[int, float]]
 if __name__ == "__main__":
     from .steps import take
 
-    print(json.dumps(asdict(take(pickle.loads(sys.stdin.buffer.read())))))
+    print(json.dumps(asdict(take(read(sys.stdin.buffer.read())))))

@@ -201,7 +201,10 @@ def test_a_renamed_folder_is_told_what_of_its_environment_has_the_old_name(folde
     (folder / ".venv" / "installed").write_text("/old/f2llm kit\n")
     shutil.rmtree(moved := folder.parent / "another kit", ignore_errors=True)
     shutil.copytree(folder, moved)
-    done = subprocess.run(["make", "moved"], cwd=moved, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "moved"], cwd=moved, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("note: .venv was made in /old/f2llm kit: make works here")
     (moved / ".venv" / "installed").write_text(f"{moved}\n")
-    assert subprocess.run(["make", "moved"], cwd=moved, capture_output=True, text=True).stdout == ""
+    assert (
+        subprocess.run(["make", "--no-print-directory", "moved"], cwd=moved, capture_output=True, text=True).stdout
+        == ""
+    )
