@@ -4,7 +4,7 @@ Each assumption stands beside its number. Not counted: mining, pretraining, scor
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from ..config import SHAPE, Config, Lora, Machine, Training
@@ -122,6 +122,11 @@ class Work:
     def queries(self) -> float:
         """Of a step, in the mean: fewer than a global batch where a source ends."""
         return sum(len(queries) for queries, _ in self.lengths) / len(self.lengths)
+
+
+def trained_parameters(work: Work) -> int:
+    """Those that have gradients: all, or those of the adapter alone."""
+    return adapter_parameters(work.shape, work.training.lora) or num_parameters(**work.shape)[0]
 
 
 def trainings(config: Config, registry: list[Source]) -> list[Work]:
@@ -245,15 +250,17 @@ def is_half(machine: Machine, gpu: Gpu | None) -> bool:
 
 
 def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) -> dict[str, float]:
-    """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, beyond Python itself.
+    """Bytes by part that one process holds in the step of most tokens; their sum is the peak.
+
+    gpu None: the CPU, beyond Python itself.
 
     Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
     gradients of one layer's activations, with these if they are recomputed; or those of the embedding table until they
     are added to earlier packs'. Of a model with an adapter, gradients and optimizer state are the adapter's alone.
     """
+    work = replace(work, lengths=[max(work.lengths, key=lambda step: sum(map(sum, step)))])
     total, non_embedding = num_parameters(**work.shape)
-    adapter = adapter_parameters(work.shape, work.training.lora) if work.training.lora.rank else 0
-    trained = adapter or total
+    adapter, trained = adapter_parameters(work.shape, work.training.lora), trained_parameters(work)
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
     tokens = work.tokens() / processes
     kept, budget = _kept(work, machine, processes), min(machine.token_budget, tokens)

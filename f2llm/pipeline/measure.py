@@ -19,7 +19,7 @@ from ..config import Config, Machine
 from ..store.files import whole_file
 from ..store.hardware import GIB
 from . import costs
-from .costs import Work, num_parameters
+from .costs import Work
 from .launch import environment
 from .plan import Here, Measured, cost, num_processes, room
 
@@ -112,7 +112,7 @@ def scaled(
 ) -> Measured:
     """What a training takes, from what a reduced one took at its own depth or at two.
 
-    Layers add equal times; texts count by their operations; the optimizer by parameters, the teacher as encoding.
+    Layers add equal times; texts count by operations, the optimizer by trained parameters, the teacher as encoding.
     """
     depth, deepest, processes = work.shape["num_hidden_layers"], max(took), num_processes(machine, here)
     alone, last = _alone(machine), took[deepest]
@@ -124,7 +124,7 @@ def scaled(
     seconds *= (sum(flops.values()) - flops["teacher"]) / share
     shallow = with_layers(reduced, deepest)
     per_flop = last.encoding / costs.forward_flops_of(shallow)
-    optimizer = last.optimizer * num_parameters(**work.shape)[0] / num_parameters(**shallow.shape)[0]
+    optimizer = last.optimizer * costs.trained_parameters(work) / costs.trained_parameters(shallow)
     total = (seconds + flops["teacher"] * per_flop) / processes + optimizer
     parts = [f"{' and '.join(map(str, sorted(took)))} of {depth} layers"] * (depth not in took)
     sizes = [one.training.global_batch_size for one in (reduced, work)]

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
+from .. import lora
 from ..batches import Batch
 from ..config import SHAPE
 from ..model import Embedder, device_and_dtype
@@ -95,6 +96,8 @@ def _model(order: Order) -> Embedder:
     embedder = Embedder(model, tokenizer, work.training.max_tokens, machine.token_budget)
     products = dtype if machine.precision == "auto" else getattr(torch, machine.precision)
     embedder.autocast_dtype = products if products != torch.float32 else None
+    if work.training.lora.rank:
+        lora.add_adapter(model, work.training.lora, seed=0)
     if machine.recompute != "none":
         embedder.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
@@ -135,8 +138,9 @@ def _real(order: Order, model: Embedder) -> tuple[Chosen, dict | None]:
 def _seconds_of_optimizer(model: Embedder, settings) -> float:
     """Of clipping and of a step of the optimizer, by gradients of 0: the least of three."""
     optimizer, found = build_optimizer(model.model, settings), []
+    trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     for _ in range(3):
-        for parameter in model.model.parameters():
+        for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         start = _now()
         clip_gradients(model, settings.max_grad_norm)
