@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ..store.tuples import TupleStore
 from ..train import train
 from .costs import Work, num_parameters
 from .counted import BACKBONE, batches_of, sampled
-from .measure import Order, Took
+from .measure import Order, Took, few
 
 FEW_DOCUMENTS = 10**6  # that are tokenised before the first step, as a stage does
 
@@ -61,7 +62,7 @@ def take(order: Order) -> Took:
     """Train a random model for the steps of an order."""
     work, machine = order.work, order.machine
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    settings = work.training.__class__(**{**vars(work.training), "validate_every": 0})
+    settings = replace(work.training, validate_every=0)
     model = _model(order)
     batches, tokens = _real(order, model) if order.config else _random(work)
     zeros = partial(torch.zeros, device=model.device)
@@ -78,6 +79,7 @@ def take(order: Order) -> Took:
         cpu_seconds=max(cpu_seconds - optimizer, 0.0),
         optimizer=optimizer,
         encoding=_seconds_of_encoding(model, batches, machine, tokens),
+        teaching=_seconds_of_encoding(_teacher(order), batches, machine, tokens) if work.teacher_shape else 0.0,
         peak=None if peak is None else peak - (base or 0) + held,
     )
 
@@ -103,6 +105,13 @@ def _model(order: Order) -> Embedder:
     if machine.compile:
         embedder.compile()
     return embedder
+
+
+def _teacher(order: Order) -> Embedder:
+    """A model of the teacher's shape with random weights, which reads what the student reads."""
+    shaped = replace(order.work, shape=order.work.teacher_shape)
+    plain = replace(order.machine, recompute="none", compile=False)
+    return _model(Order(shaped, plain, order.config))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -131,8 +140,8 @@ def _real(order: Order, model: Embedder) -> tuple[Chosen, dict | None]:
     from .train_stage import stored_tokens
 
     batches = batches_of(order.work, order.config, TupleStore())
-    few = sum(len(batches.store.documents[name]) for name in batches.rows) <= FEW_DOCUMENTS
-    return Chosen(batches, sampled(len(batches))), stored_tokens(batches, model) if few else None
+    stored = sum(len(batches.store.documents[name]) for name in batches.rows) <= FEW_DOCUMENTS
+    return Chosen(batches, few(sampled(len(batches)))), stored_tokens(batches, model) if stored else None
 
 
 def _seconds_of_optimizer(model: Embedder, settings) -> float:

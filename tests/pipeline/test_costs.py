@@ -88,6 +88,8 @@ def test_a_teacher_that_is_stored_embeds_each_text_once(work, machine):
     assert costs.flops(taught, machine)["teacher"] == pytest.approx(2 * 700 * 179 * 90 / 900)
     live = costs.flops(taught, replace(machine, teacher_cache_gib=0.0))
     assert live["teacher"] == pytest.approx(2 * 700 * 179)
+    shaped = costs.flops(replace(taught, teacher_shape=SHAPE), machine)
+    assert shaped["teacher"] == pytest.approx(shaped["forward and backward"] / 3 * 90 / 900)
 
 
 # Memory -----------------------------------------------------------------------------------------
@@ -240,7 +242,7 @@ def test_what_fits_nowhere_is_said_with_what_would_do(params, registry, monkeypa
     assert "would fit on" in lines[-1] and "++override.machine.shard=true" in lines[-1]
     lines = lines_of(resolve(params, "0.6B"), registry, monkeypatch, gpu="T4")
     (adapter,) = (line for line in lines if line.startswith("an adapter"))
-    assert "'++override.training.lora.rank=16'" in adapter and "'++override.machine.recompute=full'" in adapter
+    assert "'++override.training.lora.rank=16'" in adapter and "'++override.machine.precision=float16'" in adapter
     assert any("fast in float16 only" in line and "++override.machine.precision=float16" in line for line in lines)
 
 
@@ -355,6 +357,16 @@ def test_a_measured_step_is_remembered_for_the_same_training_and_settings(work, 
     assert planned.hours == pytest.approx(found.seconds * 100 / 3600)
 
 
+def test_a_small_students_teacher_takes_its_own_time(work, machine):
+    student = SHAPE | {"hidden_size": 8, "num_hidden_layers": 1}
+    taught = replace(work, shape=student, teacher=costs.num_parameters(**SHAPE), teacher_shape=SHAPE)
+    took = Took(seconds=3.0, cpu_seconds=3.0, optimizer=1.0, encoding=2.0, peak=None, teaching=5.0)
+    found = measure.scaled({1: took}, taught, taught, replace(machine, teacher_cache_gib=0.0), Here([], 0, 16))
+    assert found.seconds == pytest.approx(3 + 1 + 5)
+    order = Order(taught, machine)
+    assert steps._teacher(order).dim == 64 and steps._model(order).dim == 8
+
+
 def test_what_does_not_fit_here_is_not_measured(work, machine):
     with pytest.raises(RuntimeError, match=r"stage1 needs .* GiB .* but here are 0\.0; remedy"):
         measure.run(Order(work, machine), Here([], 0, 0.001))
@@ -379,7 +391,7 @@ def test_texts_of_steps_are_counted_in_the_data(small_store, tiny_training, conf
     work = Work("stage2", SHAPE, tiny_training, None, [LENGTHS])
     found = counted.count(work, config, small_store)
     batches = HomogeneousBatches(small_store, tiny_training, config.seed, stage1=False)
-    assert found.counted and found.steps == len(batches) and len(found.lengths) == counted.SAMPLE
+    assert found.counted and found.steps == len(batches) and len(found.lengths) == min(counted.SAMPLE, len(batches))
     for step, (queries, documents) in zip(counted.sampled(len(batches)), found.lengths, strict=True):
         texts = batches[step].texts
         tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]
