@@ -44,7 +44,7 @@ browser: .venv/installed  ## drive JupyterLab in Chromium (which must be install
 	@python -m pytest tests/pipeline/test_jupyterlab.py
 
 bench: .venv/installed  ## measure speed and memory on this CPU (about an hour), write benchmarks/README.md
-	@for name in training encode memory distillation sharding prune data evaluation lora; do python -m benchmarks.$$name || exit 1; done
+	@for name in training encode memory distillation sharding prune data evaluation lora plan; do python -m benchmarks.$$name || exit 1; done
 	@python -m benchmarks.table
 
 lint: .venv/installed  ## check the style of code and notebooks, and that notebooks have no outputs

@@ -20,6 +20,7 @@ NAMES = (
     "data_cpu",
     "evaluation_cpu",
     "lora_cpu",
+    "plan_cpu",
     "gpu",
 )
 

@@ -165,7 +165,7 @@ def test_embeddings_that_differ_or_have_no_length_are_an_error():
 # The others, small ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["distillation", "gpu", "prune", "sharding"])
+@pytest.mark.parametrize("name", ["distillation", "gpu", "plan", "prune", "sharding"])
 def test_a_quick_run_ends_with_finite_ratios_and_writes_nothing(name, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.harness.write", lambda *_: pytest.fail("a quick run has written a result"))
     ratios = importlib.import_module(f"benchmarks.{name}").main(["--quick"])
@@ -287,3 +287,9 @@ def test_the_table_says_of_every_benchmark_on_which_machine_it_was_measured(tmp_
         "Measured: encode_cpu 2026-11-22; B, one thread.",
         "Measured: gpu 2026-11-23; C.",
     ]
+
+
+def test_how_far_a_plan_and_a_training_are_apart_is_the_same_both_ways():
+    from benchmarks.plan import apart
+
+    assert apart(2.0, 1.0) == apart(1.0, 2.0) == 2.0 and apart(3.0, 3.0) == 1.0

@@ -4,7 +4,7 @@ Each assumption stands beside its number. Not counted: mining, pretraining, scor
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from ..config import SHAPE, Config, Lora, Machine, Training
@@ -95,7 +95,8 @@ class Work:
     """One training: model, settings, teacher, and the texts of its steps.
 
     steps: None where the number of rows is not known. lengths: tokens of (queries, documents) of some steps.
-    teacher: (all, non-embedding) parameters. num_different: texts of the whole training, each counted once.
+    teacher: (all, non-embedding) parameters; teacher_shape: None where these come from its name. num_different: texts
+    of the whole training, each counted once.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Work:
     steps: int | None
     lengths: list[tuple[list[int], list[int]]]
     teacher: tuple[int, int] = (0, 0)
+    teacher_shape: dict[str, int] | None = None
     num_different: float = inf
     counted: bool = False
 
@@ -124,6 +126,11 @@ class Work:
         return sum(len(queries) for queries, _ in self.lengths) / len(self.lengths)
 
 
+def trained_parameters(work: Work) -> int:
+    """Those that have gradients: all, or those of the adapter alone."""
+    return adapter_parameters(work.shape, work.training.lora) or num_parameters(**work.shape)[0]
+
+
 def trainings(config: Config, registry: list[Source]) -> list[Work]:
     """All trainings of a configuration: rows of the registry, lengths of the papers; no data is read."""
     stage1_rows, stage2_rows, _ = rows_of(config, registry)
@@ -134,10 +141,10 @@ def trainings(config: Config, registry: list[Source]) -> list[Work]:
         _assumed("stage2", main_shape, config.stage2, stage2_rows, teacher),
     ]
     students = config.prune.students
-    return found + [
-        _assumed(f"distill {name}", shape_of(config, name), config.distill[name], stage2_rows, main)
-        for name in students
-    ]
+    for name in students:
+        student = _assumed(f"distill {name}", shape_of(config, name), config.distill[name], stage2_rows, main)
+        found.append(replace(student, teacher_shape=main_shape if student.teacher[0] else None))
+    return found
 
 
 def _assumed(name: str, shape: dict, training: Training, rows: float, teacher: tuple[int, int]) -> Work:
@@ -148,7 +155,8 @@ def _assumed(name: str, shape: dict, training: Training, rows: float, teacher: t
     steps = ceil(rows / size) * training.epochs
     steps = min(steps, training.max_steps or steps) if rows or not training.epochs else None
     teacher = teacher if training.distillation_weight else (0, 0)
-    return Work(name, shape, training, steps, [lengths], teacher, rows * (1 + DOCUMENTS_PER_ROW) or inf)
+    different = rows * (1 + DOCUMENTS_PER_ROW) or inf
+    return Work(name, shape, training, steps, [lengths], teacher, num_different=different)
 
 
 def rows_of(config: Config, registry: list[Source]) -> tuple[float, float, int]:
@@ -187,27 +195,29 @@ def _weights(shape: dict) -> tuple[int, int]:
     return h * (2 * heads + 2 * keys) + 3 * h * shape["intermediate_size"], 2 * h * keys
 
 
-def forward_flops_of(work: Work) -> float:
-    """Of one forward pass over all texts of a step, in the mean."""
-    return sum(forward_flops(work.shape, [*queries, *rest]) for queries, rest in work.lengths) / len(work.lengths)
+def forward_flops_of(work: Work, shape: dict | None = None) -> float:
+    """Of one forward pass over all texts of a step, in the mean. shape: of another model, as the teacher."""
+    found = [forward_flops(shape or work.shape, [*queries, *rest]) for queries, rest in work.lengths]
+    return sum(found) / len(found)
 
 
 def flops(work: Work, machine: Machine, processes: int = 1) -> dict[str, float]:
     """Floating-point operations of a step by part, of all processes together.
 
     A backward pass costs two forward passes, one where the weights are frozen beside an adapter. Texts of which a
-    process keeps no activations go forward twice (gradient caching). The teacher: 2 for each of its parameters and
-    tokens, once per text where its embeddings are stored.
+    process keeps no activations go forward twice (gradient caching). The teacher embeds each text once where its
+    embeddings are stored; of one whose shape is not known, 2 operations for each parameter and token.
     """
     forward = forward_flops_of(work)
     dims, batch = sum(_dims(work)), work.queries()
+    teacher = forward_flops_of(work, work.teacher_shape) if work.teacher_shape else 2 * work.teacher[1] * work.tokens()
     recomputed = {"none": 0, "selective": SELECTIVE, "full": 1}[machine.recompute]
     return {
         "forward and backward": (2 if work.training.lora.rank else 3) * forward,
         "losses": 6 * dims * (work.texts() + batch * batch),
         "second forward": forward * (1 - _kept(work, machine, processes) / (work.tokens() / processes)),
         "recomputing": forward * recomputed,
-        "teacher": 2 * work.teacher[1] * work.tokens() * _share_embedded(work, machine),
+        "teacher": teacher * share_embedded(work, machine),
     }
 
 
@@ -226,11 +236,11 @@ def _kept(work: Work, machine: Machine, processes: int) -> float:
     return min(work.tokens() / processes, max(machine.activation_tokens, machine.token_budget))
 
 
-def _share_embedded(work: Work, machine: Machine) -> float:
+def share_embedded(work: Work, machine: Machine) -> float:
     """Of all texts of a training those that the teacher embeds: each one once, if its embeddings can be stored."""
     drawn = work.texts() * (work.steps or 0)
     different = min(work.num_different, drawn)
-    stored = different * work.shape["hidden_size"] * 4 <= machine.teacher_cache_gib * GIB
+    stored = different * (work.teacher_shape or work.shape)["hidden_size"] * 4 <= machine.teacher_cache_gib * GIB
     return different / drawn if stored and drawn else 1
 
 
@@ -245,15 +255,17 @@ def is_half(machine: Machine, gpu: Gpu | None) -> bool:
 
 
 def memory(work: Work, machine: Machine, gpu: Gpu | None, processes: int = 1) -> dict[str, float]:
-    """Bytes by part that one process holds; their sum is the peak. gpu None: the CPU, beyond Python itself.
+    """Bytes by part that one process holds in the step of most tokens; their sum is the peak.
+
+    gpu None: the CPU, beyond Python itself.
 
     Gradients grow while activations are given back, so a part of the two is never there at the same time. working:
     gradients of one layer's activations, with these if they are recomputed; or those of the embedding table until they
     are added to earlier packs'. Of a model with an adapter, gradients and optimizer state are the adapter's alone.
     """
+    work = replace(work, lengths=[max(work.lengths, key=lambda step: sum(map(sum, step)))])
     total, non_embedding = num_parameters(**work.shape)
-    adapter = adapter_parameters(work.shape, work.training.lora) if work.training.lora.rank else 0
-    trained = adapter or total
+    adapter, trained = adapter_parameters(work.shape, work.training.lora), trained_parameters(work)
     shards, half = processes if machine.shard else 1, is_half(machine, gpu)
     tokens = work.tokens() / processes
     kept, budget = _kept(work, machine, processes), min(machine.token_budget, tokens)

@@ -17,7 +17,7 @@ from ..teacher import most_rows
 from .costs import Work
 
 BACKBONE = Path("models/backbone")
-SAMPLE = 8  # steps of a training whose texts are counted
+SAMPLE = 64  # steps of a training whose texts are counted
 
 
 def open_store(config: Config, registry: list[Source]) -> TupleStore | None:

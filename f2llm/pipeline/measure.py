@@ -21,7 +21,7 @@ from ..store.checked import build
 from ..store.files import whole_file
 from ..store.hardware import GIB
 from . import costs
-from .costs import Work, num_parameters
+from .costs import Work
 from .launch import environment
 from .plan import Here, Measured, cost, num_processes, room
 
@@ -29,6 +29,7 @@ from .plan import Here, Measured, cost, num_processes, room
 MOST_FLOPS = {"cpu": 2e11, "gpu": 2e14}
 DEPTHS = 2, 3  # layers of the models that stand for a deeper one
 FOLDER = Path("scratch/plan")
+MEASURED = 8  # steps, evenly spaced over those that are counted
 GAIN = 1.03  # a token budget is better if it is so many times as fast
 
 
@@ -45,7 +46,8 @@ class Order:
 class Took:
     """Seconds of a step's texts and losses, of its optimizer, of encoding its texts; bytes at the peak, or None.
 
-    cpu_seconds: as `seconds`, of all threads; the same on a machine that others use, too.
+    cpu_seconds: as `seconds`, of all threads; the same on a machine that others use, too. teaching: as `encoding`, by
+    the teacher, if its shape is known.
     """
 
     seconds: float
@@ -53,6 +55,7 @@ class Took:
     optimizer: float
     encoding: float
     peak: int | None
+    teaching: float = 0.0
 
 
 def written(order: Order) -> bytes:
@@ -76,10 +79,11 @@ def measure(work: Work, config: Config, here: Here, most: float | None = None, c
     most: operations of a step that is measured as it is. RuntimeError if not even the reduced training fits here.
     """
     most = most or MOST_FLOPS["gpu" if here.gpus else "cpu"]
-    alone, reduced = _alone(config.machine), fewer_queries(work, config.machine, most)
+    alone, sample = _alone(config.machine), replace(work, lengths=few(work.lengths))
+    reduced = fewer_queries(sample, config.machine, most)
     depth = work.shape["num_hidden_layers"]
     whole = depth <= max(DEPTHS) or sum(costs.flops(reduced, alone).values()) <= most
-    real = config if work.counted and reduced is work and whole else None
+    real = config if work.counted and reduced is sample and whole else None
     depths = [depth] if whole else DEPTHS
     took = {layers: run(Order(with_layers(reduced, layers), alone, real), here) for layers in depths}
     found = scaled(took, reduced, work, config.machine, here, clock)
@@ -100,6 +104,11 @@ def _kept_in(work: Work, machine: Machine) -> Path:
 
 def _alone(machine: Machine) -> Machine:
     return replace(machine, processes=1, shard=False)
+
+
+def few(sample: list) -> list:
+    """Those of a sample of steps that are measured."""
+    return sample[:: max(1, len(sample) // MEASURED)]
 
 
 def with_layers(work: Work, layers: int) -> Work:
@@ -129,23 +138,29 @@ def scaled(
 ) -> Measured:
     """What a training takes, from what a reduced one took at its own depth or at two.
 
-    Layers add equal times; texts count by their operations; the optimizer by parameters, the teacher as encoding.
+    Layers add equal times; texts count by operations, the optimizer by trained parameters, a teacher of unknown shape
+    as encoding.
     """
     depth, deepest, processes = work.shape["num_hidden_layers"], max(took), num_processes(machine, here)
     alone, last = _alone(machine), took[deepest]
     seconds, peak = _at_depth({layers: getattr(one, clock) for layers, one in took.items()}, depth), None
     if all(one.peak is not None for one in took.values()) and _as_full(reduced, work, alone):
-        peak = _at_depth({layers: one.peak for layers, one in took.items()}, depth) / GIB
+        larger = cost(work, alone, here).peak_gib - cost(reduced, alone, here).peak_gib  # of all counted steps
+        peak = _at_depth({layers: one.peak for layers, one in took.items()}, depth) / GIB + larger
     flops, of_reduced = costs.flops(work, alone), costs.flops(reduced, alone)
     share = sum(of_reduced.values()) - of_reduced["teacher"]
     seconds *= (sum(flops.values()) - flops["teacher"]) / share
     shallow = with_layers(reduced, deepest)
     per_flop = last.encoding / costs.forward_flops_of(shallow)
-    optimizer = last.optimizer * num_parameters(**work.shape)[0] / num_parameters(**shallow.shape)[0]
-    total = (seconds + flops["teacher"] * per_flop) / processes + optimizer
+    optimizer = last.optimizer * costs.trained_parameters(work) / costs.trained_parameters(shallow)
+    teacher = flops["teacher"] * per_flop
+    if work.teacher_shape:
+        texts = costs.forward_flops_of(work, work.teacher_shape) / costs.forward_flops_of(reduced, work.teacher_shape)
+        teacher = last.teaching * texts * costs.share_embedded(work, alone)
+    total = (seconds + teacher) / processes + optimizer
     parts = [f"{' and '.join(map(str, sorted(took)))} of {depth} layers"] * (depth not in took)
     sizes = [one.training.global_batch_size for one in (reduced, work)]
-    parts += [f"{sizes[0]} of {sizes[1]} queries"] * (reduced is not work)
+    parts += [f"{sizes[0]} of {sizes[1]} queries"] * (sizes[0] != sizes[1])
     how = f"measured{' at ' * bool(parts)}{', '.join(parts)}"
     return Measured(total, per_flop, peak if processes == 1 else None, how)
 
@@ -160,7 +175,8 @@ def _at_depth(found: dict[int, float], depth: int) -> float:
 
 def _as_full(reduced: Work, work: Work, machine: Machine) -> bool:
     """Whether a reduced training keeps as many activations as the whole one."""
-    return reduced is work or reduced.tokens() > max(machine.activation_tokens, machine.token_budget)
+    same = reduced.training.global_batch_size == work.training.global_batch_size
+    return same or reduced.tokens() > max(machine.activation_tokens, machine.token_budget)
 
 
 def run(order: Order, here: Here) -> Took:

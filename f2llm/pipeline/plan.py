@@ -184,11 +184,12 @@ def _candidates(works: list[Work], machine: Machine, here: Here) -> Iterator[dic
             yield {key: value for key, value in wanted.items() if getattr(machine, key) != value}
 
 
-def command(config: Config, changes: dict) -> str:
-    """The experiment with these values of `machine`, as a line to paste."""
+def command(config: Config, changes: dict, *others: str) -> str:
+    """The experiment with these values of `machine` as a line to paste; others: of override, as section.key=value."""
     settings = [f"-S model.size={config.name}", f"-S recipe={config.recipe}"]
     values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changes.items()}
     settings += [f"-S '++override.machine.{key}={value}'" for key, value in values.items()]
+    settings += [f"-S '++override.{other}'" for other in others]
     return f"dvc exp run {' '.join(settings)}"
 
 

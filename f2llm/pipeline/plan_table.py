@@ -7,12 +7,13 @@ from pathlib import Path
 from ..config import TRAINING_STAGES, Config, names_of_models, read_yaml, root
 from ..data.registry import Source
 from ..store.checked import closest
-from ..store.hardware import GIB, gpu_named, preset_for, sheet_of
+from ..store.hardware import GIB, gpu_named, presets_for, sheet_of
 from . import costs, plan
 from .costs import Work
 from .plan import Cost, Here, Measured, command, cost, num_processes, room, settings_that_fit
 
 EMBEDDED = "embedded"  # as evaluate.benchmark: the tasks that stage `data` makes
+RANK = 16  # of an adapter that is looked at where training all weights does not fit
 NOT_HELD = "not yet held against a GPU"
 OF_PAPERS = "assumed: the papers' means"
 COUNTED = "counted"
@@ -227,9 +228,9 @@ def _advice(found: Sequence[Cost], config: Config, here: Here, asked: Asked) -> 
         line = command(config, {"precision": "float16"})
         lines.append(f"precision {config.machine.precision}: {here.gpus[0].name} is fast in float16 only: {line}")
     if here.gpus and config.machine.preset == "none":
-        machines = read_yaml(root() / "params.yaml")["machines"]
-        name = preset_for(tuple(here.gpus), machines)
-        lines.append(f"preset for such a machine: dvc exp run -S model.size={config.name} -S machine.preset={name}")
+        presets = presets_for(tuple(here.gpus), read_yaml(root() / "params.yaml")["machines"])
+        words = "preset for such a machine: dvc exp run -S model.size="
+        lines += [f"{words}{config.name} -S machine.preset={name}" for name in presets[-1:]]
     if peak <= room(here):
         return [*lines, f"fits: {peak:,.1f} of {room(here):,.1f} GiB"]
     lines.append(f"does not fit: {peak:,.1f} of {room(here):,.1f} GiB")
@@ -237,7 +238,20 @@ def _advice(found: Sequence[Cost], config: Config, here: Here, asked: Asked) -> 
         tried = [cost(work, replace(config.machine, **changes), here) for work in works]
         line = command(config, changes | ({"processes": 0} if asked.gpu and len(here.gpus) > 1 else {}))
         return [*lines, f"would fit with {max(one.peak_gib for one in tried):,.1f} GiB: {line}"]
-    return [*lines, _larger(works, config, here)]
+    return [*lines, *_adapter(works, config, here), _larger(works, config, here)]
+
+
+def _adapter(works: Sequence[Work], config: Config, here: Here) -> list[str]:
+    """The line to paste with which an adapter would fit: another method than training all weights."""
+    if any(work.training.lora.rank for work in works):
+        return []
+    trainings = [replace(work.training, lora=replace(work.training.lora, rank=RANK)) for work in works]
+    adapted = [replace(work, training=training) for work, training in zip(works, trainings, strict=True)]
+    if (changes := settings_that_fit(adapted, config.machine, here)) is None:
+        return []
+    peak = max(cost(work, replace(config.machine, **changes), here).peak_gib for work in adapted)
+    line = command(config, changes, f"training.lora.rank={RANK}")
+    return [f"an adapter, which is another method, would fit with {peak:,.1f} GiB: {line}"]
 
 
 def _larger(works: Sequence[Work], config: Config, here: Here) -> str:

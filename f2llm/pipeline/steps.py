@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
+from .. import lora
 from ..batches import Batch
 from ..config import SHAPE
 from ..model import Embedder, device_and_dtype
@@ -19,7 +21,7 @@ from ..store.tuples import TupleStore
 from ..train import train
 from .costs import Work, num_parameters
 from .counted import BACKBONE, batches_of, sampled
-from .measure import Order, Took
+from .measure import Order, Took, few
 
 FEW_DOCUMENTS = 10**6  # that are tokenised before the first step, as a stage does
 
@@ -60,7 +62,7 @@ def take(order: Order) -> Took:
     """Train a random model for the steps of an order."""
     work, machine = order.work, order.machine
     torch.set_num_threads(machine.threads or torch.get_num_threads())
-    settings = work.training.__class__(**{**vars(work.training), "validate_every": 0})
+    settings = replace(work.training, validate_every=0)
     model = _model(order)
     batches, tokens = _real(order, model) if order.config else _random(work)
     zeros = partial(torch.zeros, device=model.device)
@@ -77,6 +79,7 @@ def take(order: Order) -> Took:
         cpu_seconds=max(cpu_seconds - optimizer, 0.0),
         optimizer=optimizer,
         encoding=_seconds_of_encoding(model, batches, machine, tokens),
+        teaching=_seconds_of_encoding(_teacher(order), batches, machine, tokens) if work.teacher_shape else 0.0,
         peak=None if peak is None else peak - (base or 0) + held,
     )
 
@@ -95,11 +98,20 @@ def _model(order: Order) -> Embedder:
     embedder = Embedder(model, tokenizer, work.training.max_tokens, machine.token_budget)
     products = dtype if machine.precision == "auto" else getattr(torch, machine.precision)
     embedder.autocast_dtype = products if products != torch.float32 else None
+    if work.training.lora.rank:
+        lora.add_adapter(model, work.training.lora, seed=0)
     if machine.recompute != "none":
         embedder.recompute(selectively=machine.recompute == "selective")
     if machine.compile:
         embedder.compile()
     return embedder
+
+
+def _teacher(order: Order) -> Embedder:
+    """A model of the teacher's shape with random weights, which reads what the student reads."""
+    shaped = replace(order.work, shape=order.work.teacher_shape)
+    plain = replace(order.machine, recompute="none", compile=False)
+    return _model(Order(shaped, plain, order.config))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -128,15 +140,16 @@ def _real(order: Order, model: Embedder) -> tuple[Chosen, dict | None]:
     from .train_stage import stored_tokens
 
     batches = batches_of(order.work, order.config, TupleStore())
-    few = sum(len(batches.store.documents[name]) for name in batches.rows) <= FEW_DOCUMENTS
-    return Chosen(batches, sampled(len(batches))), stored_tokens(batches, model) if few else None
+    stored = sum(len(batches.store.documents[name]) for name in batches.rows) <= FEW_DOCUMENTS
+    return Chosen(batches, few(sampled(len(batches)))), stored_tokens(batches, model) if stored else None
 
 
 def _seconds_of_optimizer(model: Embedder, settings) -> float:
     """Of clipping and of a step of the optimizer, by gradients of 0: the least of three."""
     optimizer, found = build_optimizer(model.model, settings), []
+    trained = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
     for _ in range(3):
-        for parameter in model.model.parameters():
+        for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         start = _now()
         clip_gradients(model, settings.max_grad_norm)

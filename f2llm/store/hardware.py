@@ -78,11 +78,16 @@ def preset_for(gpus: tuple[Gpu, ...], machines: dict[str, dict]) -> str:
 
     GPUs before Ampere suit only settings of float16. ValueError if none suits.
     """
-    names = [name for name, machine in machines.items() if _suits(gpus, machine)]
+    names = presets_for(gpus, machines)
     if not names:
         found = ", ".join(f"{gpu.name} with {gpu.gib:.0f} GiB" for gpu in gpus) or "no GPU"
         raise ValueError(f"machine.preset is auto, but none of {', '.join(machines)} suits {found}; remedy: none")
     return names[-1]
+
+
+def presets_for(gpus: tuple[Gpu, ...], machines: dict[str, dict]) -> list[str]:
+    """The names of those of `machines` that suit these GPUs, in their order."""
+    return [name for name, machine in machines.items() if _suits(gpus, machine)]
 
 
 def _suits(gpus: tuple[Gpu, ...], machine: dict) -> bool:

@@ -88,6 +88,8 @@ def test_a_teacher_that_is_stored_embeds_each_text_once(work, machine):
     assert costs.flops(taught, machine)["teacher"] == pytest.approx(2 * 700 * 179 * 90 / 900)
     live = costs.flops(taught, replace(machine, teacher_cache_gib=0.0))
     assert live["teacher"] == pytest.approx(2 * 700 * 179)
+    shaped = costs.flops(replace(taught, teacher_shape=SHAPE), machine)
+    assert shaped["teacher"] == pytest.approx(shaped["forward and backward"] / 3 * 90 / 900)
 
 
 # Memory -----------------------------------------------------------------------------------------
@@ -159,6 +161,29 @@ def test_the_peak_is_all_but_what_is_never_there_at_once(work, machine):
         assert max(parts["gradients"], parts["activations"]) <= peak <= parts["gradients"] + parts["activations"]
 
 
+def test_memory_is_that_of_the_largest_step(work, machine):
+    small = replace(work, lengths=[([5] * 3, [8] * 6)])
+    both = replace(work, lengths=[*small.lengths, LENGTHS])
+    assert costs.memory(both, machine, None) == costs.memory(work, machine, None)
+    assert costs.memory(small, machine, None)["activations"] < costs.memory(work, machine, None)["activations"] / 2
+
+
+def test_a_gpu_that_no_preset_suits_is_planned_all_the_same(config, registry, monkeypatch):
+    lines = lines_of(config, registry, monkeypatch)
+    assert not any("preset" in line for line in lines)
+    monkeypatch.setattr(plan, "machine_here", lambda config: Here([Gpu("Some GPU", 8)], 1000, 16))
+    monkeypatch.setattr(plan_table, "_measured", lambda *_: None)
+    lines = plan_table.planned(config, registry, Asked())
+    assert not any("preset" in line for line in lines) and lines[-1].startswith("fits: ")
+
+
+def test_a_measured_adapter_is_all_that_is_trained(work, machine):
+    adapted = replace(work, training=replace(work.training, lora=replace(work.training.lora, rank=4)))
+    embedder = steps._model(Order(adapted, machine))
+    trained = sum(parameter.numel() for parameter in embedder.model.parameters() if parameter.requires_grad)
+    assert trained == costs.trained_parameters(adapted) < costs.trained_parameters(work)
+
+
 def test_one_h200_held_the_memory_that_is_counted(config):
     """benchmarks/results/gpu.json: 91.1 GiB at 32 queries, 57,000 tokens, of which 32,768 were kept."""
     shape = resolve(read_yaml(ROOT / "params.yaml"), "0.6B")
@@ -213,9 +238,11 @@ def test_without_a_gpu_time_is_unknown_until_it_is_measured(config, registry, mo
 
 def test_what_fits_nowhere_is_said_with_what_would_do(params, registry, monkeypatch):
     lines = lines_of(resolve(params, "8B"), registry, monkeypatch, gpu="A100")
-    assert lines[-2].startswith("does not fit") and "machine.preset=80GB" in lines[-3]
+    assert lines[-3].startswith("does not fit") and "machine.preset=80GB" in lines[-4]
     assert "would fit on" in lines[-1] and "++override.machine.shard=true" in lines[-1]
     lines = lines_of(resolve(params, "0.6B"), registry, monkeypatch, gpu="T4")
+    (adapter,) = (line for line in lines if line.startswith("an adapter"))
+    assert "'++override.training.lora.rank=16'" in adapter and "'++override.machine.precision=float16'" in adapter
     assert any("fast in float16 only" in line and "++override.machine.precision=float16" in line for line in lines)
 
 
@@ -330,6 +357,16 @@ def test_a_measured_step_is_remembered_for_the_same_training_and_settings(work, 
     assert planned.hours == pytest.approx(found.seconds * 100 / 3600)
 
 
+def test_a_small_students_teacher_takes_its_own_time(work, machine):
+    student = SHAPE | {"hidden_size": 8, "num_hidden_layers": 1}
+    taught = replace(work, shape=student, teacher=costs.num_parameters(**SHAPE), teacher_shape=SHAPE)
+    took = Took(seconds=3.0, cpu_seconds=3.0, optimizer=1.0, encoding=2.0, peak=None, teaching=5.0)
+    found = measure.scaled({1: took}, taught, taught, replace(machine, teacher_cache_gib=0.0), Here([], 0, 16))
+    assert found.seconds == pytest.approx(3 + 1 + 5)
+    order = Order(taught, machine)
+    assert steps._teacher(order).dim == 64 and steps._model(order).dim == 8
+
+
 def test_what_does_not_fit_here_is_not_measured(work, machine):
     with pytest.raises(RuntimeError, match=r"stage1 needs .* GiB .* but here are 0\.0; remedy"):
         measure.run(Order(work, machine), Here([], 0, 0.001))
@@ -354,7 +391,7 @@ def test_texts_of_steps_are_counted_in_the_data(small_store, tiny_training, conf
     work = Work("stage2", SHAPE, tiny_training, None, [LENGTHS])
     found = counted.count(work, config, small_store)
     batches = HomogeneousBatches(small_store, tiny_training, config.seed, stage1=False)
-    assert found.counted and found.steps == len(batches) and len(found.lengths) == counted.SAMPLE
+    assert found.counted and found.steps == len(batches) and len(found.lengths) == min(counted.SAMPLE, len(batches))
     for step, (queries, documents) in zip(counted.sampled(len(batches)), found.lengths, strict=True):
         texts = batches[step].texts
         tokens = [len(ids) for ids in tokenizer(texts)["input_ids"]]
