@@ -39,7 +39,7 @@ def test_published_scores_of_eight_tasks_of_five_types_are_reached(tmp_path):
     assert rows["difference"].abs().max() < 1e-4, rows[["task", "ours", "published"]]
 
 
-def test_a_task_and_a_subset_of_choice_are_scored_with_dims_and_precisions(tmp_path):
+def test_a_task_and_a_subset_of_choice_are_scored_with_dims_and_precisions(tmp_path, monkeypatch):
     words = ("evaluate", wheel_folder(), "--mirror", MIRROR, "--out", tmp_path, "--tasks", "Tatoeba")
     result = run(*words, "--languages", "ang", "--dim", 128, "--precision", "int8", "--precision", "binary")
     assert result.exit_code == 0 and "no ledger" in result.output
@@ -47,8 +47,9 @@ def test_a_task_and_a_subset_of_choice_are_scored_with_dims_and_precisions(tmp_p
     theirs = published_subsets().set_index(["task", "subset"])["score"]["Tatoeba", "ang-eng"]
     assert scores[384, "float32"] == pytest.approx(theirs, abs=1e-4)
     assert abs(scores[384, "int8"] - theirs) < 0.01 and theirs > scores[384, "binary"] > 0.2 * theirs
+    monkeypatch.setattr(mteb(), "evaluate", None)  # the second time kept results are read
     again = run(*words, "--languages", "ang", "--dim", 128, "--precision", "int8", "--precision", "binary")
-    assert again.exit_code == 0 and "1 of 1: Tatoeba" in result.output and "1 of 1" not in again.output
+    assert again.exit_code == 0 and again.output == result.output
 
 
 def test_the_evaluation_path_of_a_foreign_model_is_mtebs_own(tmp_path):
