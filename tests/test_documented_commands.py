@@ -6,14 +6,18 @@ What a command does is tested where its code is; here nothing runs.
 import importlib.util
 import re
 import shlex
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import typer
 import yaml
 from conftest import ROOT
 from dvc.cli.parser import get_main_parser
+from dvc.utils.hydra import apply_overrides
 
-from f2llm.config import overrides_of, read_yaml, resolve
+from f2llm.config import read_yaml, resolve
 from f2llm.pipeline.cli import app
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "benchmarks" / "README.md"]
@@ -67,20 +71,11 @@ def check_dvc(words: list[str]) -> None:
     """DVC parses it, and params.yaml takes the values that an experiment sets."""
     parsed = get_main_parser().parse_args(words)
     settings = getattr(parsed, "params", None) or []
-    if parsed.cmd not in ("exp", "experiments") or not settings:
-        return
-    params, of_override = read_yaml(ROOT / "params.yaml"), []
-    for setting in settings:
-        key, _, value = setting.lstrip("+").partition("=")
-        if key.startswith("override."):
-            of_override.append(f"{key.removeprefix('override.')}={value}")
-            continue
-        table, *steps = params, *key.split(".")
-        for step in steps[:-1]:
-            table = table[step]
-        assert steps[-1] in table, f"params.yaml has no {key}"
-        table[steps[-1]] = yaml.safe_load(value)
-    resolve(params, overrides=overrides_of(of_override))
+    if parsed.cmd in ("exp", "experiments") and settings:
+        with TemporaryDirectory() as folder:
+            path = Path(shutil.copy(ROOT / "params.yaml", folder))
+            apply_overrides(path, settings)
+            resolve(read_yaml(path))
 
 
 def check_make(words: list[str]) -> None:

@@ -1,20 +1,19 @@
 """DVC on a copy of the repository: the traps that would restore, retrain or lose the wrong thing."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
+from helpers.kit import copy_of_repository, run
 from transformers import Qwen3Config, Qwen3Model
 
 from f2llm.embedded.backbone import train_tokenizer
 from f2llm.model import Embedder
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 pytestmark = pytest.mark.pipeline
 # Two more sizes: small enough to train in seconds, and one whose name has a dot, as the published ones do.
@@ -25,16 +24,6 @@ STUDENTS = {
 }
 HIDDEN_SIZES = {"0.1B": 32, "0.2B": 48}
 SMALL = {"base": "nano", "prune": {"students": STUDENTS, "leave_out": ["atto"]}, "evaluate": {"dims": [8]}}
-
-
-def run(folder: Path, *command: str, check: bool = True) -> str:
-    """A command with this Python first in PATH; its output."""
-    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    names = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **own, **names}, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    assert not check or done.returncode == 0, f"{command} in {folder}:\n{output}"
-    return output
 
 
 def write_teacher(folder: Path, hidden_size: int) -> None:
@@ -50,20 +39,15 @@ def write_teacher(folder: Path, hidden_size: int) -> None:
 def copy(tmp_path_factory) -> Path:
     """The working tree's tracked and new files as a fresh repository, in a folder with a space in its name."""
     folder = tmp_path_factory.mktemp("a folder") / "f2llm kit"
-    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in listed:
-        if (ROOT / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
     for size, hidden_size in HIDDEN_SIZES.items():  # each with a teacher of its own, whose stage takes a second
         write_teacher(folder / "teachers" / size, hidden_size)
-        taught = {"teacher": f"folder:teachers/{size}", "stage2": {"distillation_weight": 1.0}}
-        params["sizes"][size] = SMALL | taught | {"backbone": TINY | {"hidden_size": hidden_size}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "copy")
+
+    def add_sizes(params: dict) -> None:
+        for size, hidden_size in HIDDEN_SIZES.items():
+            taught = {"teacher": f"folder:teachers/{size}", "stage2": {"distillation_weight": 1.0}}
+            params["sizes"][size] = SMALL | taught | {"backbone": TINY | {"hidden_size": hidden_size}}
+
+    copy_of_repository(folder, add_sizes)
     return folder
 
 

@@ -246,8 +246,11 @@ def script_name(code: str) -> str:
 
 
 def lowest_languages(languages: pd.DataFrame, model: str, count: int = 10) -> pd.DataFrame:
-    """language, script, score (times 100, mean over bitext tasks) of a model's languages with the lowest scores."""
-    means = languages[languages["model"] == model].groupby("language")["score"].mean().nsmallest(count)
+    """language, script, score (times 100, mean over bitext tasks) of a model's languages with the lowest scores.
+
+    Empty if no bitext task was scored.
+    """
+    means = languages[languages["model"] == model].groupby("language")["score"].mean().sort_values().head(count)
     rows = [(language_name(code), script_name(code), 100 * score) for code, score in means.items()]
     return pd.DataFrame(rows, columns=["language", "script", "bitext F1 x 100"])
 

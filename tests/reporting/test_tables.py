@@ -208,6 +208,17 @@ def test_languages_have_names_whatever_the_length_of_their_code():
     assert {code: language_name(code) for code in names} == names
 
 
+def test_the_lowest_languages_are_ordered_and_none_without_a_bitext_task(tmp_path):
+    header, rows = (
+        "model,task,language,score\n",
+        "stage2,A,fra,0.3\nstage2,B,fra,0.5\nstage2,A,deu,0.2\nother,A,zul,0.1\n",
+    )
+    for text, expected in ((header + rows, [("German", 20), ("French", 40)]), (header, [])):
+        (tmp_path / "languages.csv").write_text(text)
+        found = tables.lowest_languages(pd.read_csv(tmp_path / "languages.csv"), "stage2")
+        assert [(row[1], pytest.approx(row[3])) for row in found.itertuples()] == expected
+
+
 def test_a_table_has_its_numbers_formatted_and_the_best_bold():
     table = pd.DataFrame({"name": ["x", "y"], "a": [1.04, 2.0], "b": [3.0, None]}, index=["one", "two"])
     html = styled(table, best=0).to_html()
