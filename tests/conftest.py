@@ -39,7 +39,7 @@ SENTENCES = [
 ]
 
 
-SLOW_FILES = ["test_ablations", "test_killed_trainings", "test_pipeline"]
+SLOW_FILES = ["test_documented_experiments", "test_ablations", "test_killed_trainings", "test_pipeline"]
 
 
 def pytest_collection_modifyitems(items):

@@ -91,7 +91,7 @@ def shrink(params: dict) -> None:
     nano["prune"] |= {"calibration_texts": 50, "leave_out": ["femto", "atto"]}
     nano["prune"]["students"] |= {"pico": small}
     nano["evaluate"] = {"benchmark": ["tickets-held-out"], "dims": [8], "precisions": []}
-    params["sizes"]["0.6B"] = {"base": "nano"}
+    params["sizes"]["0.6B"] = {"base": "nano", "prune": {"students": dict.fromkeys(("330M", "160M", "80M"), small)}}
 
 
 def write_tickets(path: Path) -> None:
@@ -130,24 +130,27 @@ def kit(tmp_path_factory) -> Path:
 def test_documented_commands_do_what_they_say(kit, document, lines):
     run(kit, "git", "checkout", "-q", "HEAD", "--", ".")
     run(kit, "dvc", "checkout", "-q")
-    here, before = kit, kit
+    here = before = kit.parent if lines[0].startswith("git clone") else kit  # on another machine
     for command, comment in map(parts_of, lines):
         if command not in ELSEWHERE:
-            output, now = perform(command, here, before)
+            output, now = perform(command, here, before, kit.parent)
             here, before = now, here if now != here else before
             if comment.startswith("nothing"):
                 assert set(re.findall(r"Running stage '(\w+)'", output)) <= {"code"}, output
                 assert "didn't change, skipping" in output
-            check_after(command, here, output)
+            check_after(command, here, output, kit)
 
 
-def perform(command: str, here: Path, before: Path) -> tuple[str, Path]:
-    """Run one line in bash, as a person's shell would; its output, and the folder after it."""
-    where = here.parent / "where"
+def perform(command: str, here: Path, before: Path, around: Path) -> tuple[str, Path]:
+    """Run one line in bash, as a person's shell would; its output, and the folder after it.
+
+    before: the last folder before this one. around: what holds the kit, its remote and its other clones.
+    """
+    where = around / "where"
     line = f"{command} {UP_TO.get(command, '')}"
     for written, used in {
-        "/srv/f2llm": here.parent / "store",
-        "ADDRESS": here.parent / "origin.git",
+        "/srv/f2llm": around / "store",
+        "ADDRESS": around / "origin.git",
         "my-1.7B": "longer",
         "my-adapter": "models/stage1/adapter",
         "--nproc-per-node=8": "--nproc-per-node=2",
@@ -170,12 +173,10 @@ def perform(command: str, here: Path, before: Path) -> tuple[str, Path]:
     return output, Path(where.read_text().strip())
 
 
-def check_after(command: str, here: Path, output: str) -> None:
-    """What a newcomer would look at next."""
-    if command.startswith("git clone"):  # files that are not pushed are copied, as the document says
-        shutil.copy(here.parent / "kit" / "data" / "local" / "tickets.jsonl", here / "data" / "local")
-    if command.startswith("git worktree"):
-        shutil.copy(here / "data" / "local" / "tickets.jsonl", here.parent / "second-tree" / "data" / "local")
+def check_after(command: str, here: Path, output: str, kit: Path) -> None:
+    """What a newcomer would look at next; and copies of local files, which the document asks for."""
+    if command.startswith(("git clone", "cd ../second-tree")):
+        shutil.copy(kit / "data" / "local" / "tickets.jsonl", here / "data" / "local")
     if command.startswith("dvc queue start"):
         wait_for_queue(here)
     if command == "dvc queue logs cold":

@@ -1,6 +1,9 @@
 """The walkthrough: runs from a fresh clone, and again from what it has kept."""
 
 import json
+import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -29,6 +32,23 @@ def test_it_has_no_outputs_and_reads_as_a_paper():
     assert not any(cell.get("outputs") for cell in notebook["cells"])
     prose = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     assert "\n\n> " in prose[0] and "**What we did not check.**" in prose[-1]
+
+
+def test_without_a_clone_its_first_cell_makes_one_or_says_how(tmp_path):
+    (source,) = (cell.source for cell in nbformat.read(PATH, as_version=4).cells if 'address = ""' in cell.source)
+    clone = tmp_path / "f2llm-kit"
+    clone.mkdir()  # on the path, as its installation would be
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")} | {"PYTHONPATH": str(clone)}
+
+    def opened(address: str) -> subprocess.CompletedProcess:
+        text = source.replace('address = ""', f'address = "{address}"') + "\nprint(config.name, Path.cwd())"
+        return subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=own, capture_output=True, text=True)
+
+    missing = opened("")
+    assert missing.returncode and "remedy: git clone it and open it there" in missing.stderr
+    for _ in range(2):
+        done = opened(f"file://{ROOT}")
+        assert done.stdout.split() == ["nano", str(clone)], done.stderr
 
 
 def test_all_cells_run_and_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):

@@ -407,6 +407,17 @@ def readme() -> None:
 
 
 @app.command()
+def badge(
+    address: Annotated[str, typer.Argument(help="of the repository: https://github.com/<owner>/<name>")],
+    branch: Annotated[str, typer.Option(help="the branch that Colab opens")] = "main",
+) -> None:
+    """Write a badge that opens the walkthrough in Colab into README.md and the walkthrough."""
+    from ..reporting.readme import write_badge
+
+    write_badge(root(), address, branch)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Argument(help="the folder of a model")],
 ) -> None:

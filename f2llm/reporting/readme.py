@@ -1,9 +1,11 @@
 """Tables in Markdown that `f2llm readme` writes into README.md, docs/ablations.md and data/README.md.
 
 Each table is written between two marks; the rest of the file is written by hand. This module also makes the summary
-that `make repro` prints at its end.
+that `make repro` prints at its end, and the badge that opens the walkthrough in Colab.
 """
 
+import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -85,6 +87,39 @@ def write_between(path: Path, marks: tuple[str, str], content: str) -> None:
             "remedy: put both lines where the table belongs"
         )
     path.write_text(f"{before}{start}\n\n{content}\n\n{end}{after}", encoding="utf-8")
+
+
+# The badge ---------------------------------------------------------------------------------------
+
+WALKTHROUGH = "notebooks/00_walkthrough.ipynb"
+_BADGE = re.compile(r"\n\[!\[Open in Colab\]\S*\n")
+_ADDRESS = re.compile(r'^address = "[^"]*"', re.MULTILINE)
+
+
+def write_badge(folder: Path, address: str, branch: str) -> None:
+    """Let README.md and the walkthrough open in Colab: a badge under both titles, and the address for a clone there.
+
+    address: of the repository, https://github.com/<owner>/<name>. ValueError for any other.
+    """
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
+    if not found:
+        raise ValueError(f"{address!r} is not a repository on GitHub; remedy: https://github.com/<owner>/<name>")
+    opened = f"https://colab.research.google.com/github/{found[1]}/blob/{branch}/{WALKTHROUGH}"
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({opened})"
+
+    def with_badge(text: str) -> str:
+        title, _, rest = _BADGE.sub("", text).partition("\n")
+        return f"{title}\n\n{badge}\n{rest}"
+
+    readme, path = folder / "README.md", folder / WALKTHROUGH
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    title, *_ = (cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    title["source"] = with_badge("".join(title["source"])).splitlines(keepends=True)
+    set_up, *_ = (cell for cell in notebook["cells"] if _ADDRESS.search("".join(cell["source"])))
+    text = _ADDRESS.sub(f'address = "https://github.com/{found[1]}"', "".join(set_up["source"]))
+    set_up["source"] = text.splitlines(keepends=True)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    readme.write_text(with_badge(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 # The registry ------------------------------------------------------------------------------------

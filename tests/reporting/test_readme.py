@@ -12,10 +12,12 @@ from f2llm.reporting.readme import (
     CLAIM_MARKS,
     REGISTRY_MARKS,
     RESULT_MARKS,
+    WALKTHROUGH,
     ablations_markdown,
     claims_markdown,
     results_markdown,
     summary_lines,
+    write_badge,
     write_between,
 )
 
@@ -37,6 +39,31 @@ def test_results_have_intervals_and_the_best_of_each_row_in_bold():
         "| Mean | 41.0 ±1.1 | **50.2 ±0.6** |",
         "| Retrieval | **50.0 ±0.0** | 49.0 ±2.0 |",
     ]
+
+
+# The badge --------------------------------------------------------------------------------------
+
+
+def test_a_badge_is_written_once_and_the_walkthrough_knows_where_its_repository_is(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for name in ("README.md", WALKTHROUGH):
+        shutil.copy(ROOT / name, tmp_path / name)
+    before = {name: (tmp_path / name).read_text(encoding="utf-8") for name in ("README.md", WALKTHROUGH)}
+    for address in ("https://github.com/some-one/a.kit", "https://github.com/other/kit.git"):
+        write_badge(tmp_path, address, "main")
+    opened = f"https://colab.research.google.com/github/other/kit/blob/main/{WALKTHROUGH}"
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({opened})"
+    title, empty, line, *rest = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
+    assert (empty, line) == ("", badge) and [title, *rest] == before["README.md"].splitlines()
+    text = (tmp_path / WALKTHROUGH).read_text(encoding="utf-8")
+    assert text.count(badge) == 1 and text.count('address = \\"https://github.com/other/kit\\"') == 1
+    assert text.count("some-one") == 0 and len(text.splitlines()) == len(before[WALKTHROUGH].splitlines()) + 2
+
+
+@pytest.mark.parametrize("address", ["", "https://gitlab.com/a/b", "https://github.com/a", "git@github.com:a/b"])
+def test_a_badge_wants_a_repository_on_github(tmp_path, address):
+    with pytest.raises(ValueError, match=r"is not a repository on GitHub; remedy: https://github.com/"):
+        write_badge(tmp_path, address, "main")
 
 
 # Between marks ----------------------------------------------------------------------------------
