@@ -125,15 +125,12 @@ class RememberedRows:
 
     def __init__(self, encode: Callable):
         self.encode, self.rows, self.bytes = encode, {}, 0
-        self.largest = 0.0  # absolute value of all rows computed since `clear`
 
     def __call__(self, texts: list[str], instruction) -> np.ndarray:
         missing = list(dict.fromkeys(text for text in texts if (text, instruction) not in self.rows))
         computed = self.encode(missing, instruction) if missing else []
         new = dict(zip(missing, computed, strict=True))
         result = np.stack([new[text] if text in new else self.rows[text, instruction] for text in texts])
-        if missing:
-            self.largest = max(self.largest, float(np.abs(computed).max()))
         if missing and self.bytes + computed.nbytes <= CACHE_BYTES:
             self.bytes += computed.nbytes
             self.rows.update({(text, instruction): row for text, row in new.items()})
@@ -141,7 +138,7 @@ class RememberedRows:
 
     def clear(self) -> None:
         self.rows.clear()
-        self.bytes, self.largest = 0, 0.0
+        self.bytes = 0
 
 
 def revision_of(folder: Path) -> str:

@@ -31,10 +31,11 @@ def at_dim(encode: Callable, dim: int) -> Callable:
 
 
 def at_precision(encode: Callable, precision: str) -> Callable:
-    """`encode` with rows as int8 or binary codes of sentence-transformers, read back as floats of about unit length.
+    """`encode` with rows as int8 or binary codes of sentence-transformers, read back as floats of unit length.
 
-    int8: 256 levels between -m and m, m the largest value of the task's rows. One scale for all dimensions keeps the
-    angles; sentence-transformers' own ranges, one for each dimension, would not. binary: the signs.
+    int8: 255 levels between -m and m, m the largest value of the row itself, so that a row's code depends on nothing
+    else; m need not be kept, since a row has unit length. One scale for all dimensions keeps the angles;
+    sentence-transformers' own ranges, one for each dimension, would not. binary: the signs.
     """
     from sentence_transformers.util.quantization import quantize_embeddings
 
@@ -44,9 +45,10 @@ def at_precision(encode: Callable, precision: str) -> Callable:
             codes = quantize_embeddings(rows, "ubinary")
             signs = np.unpackbits(codes, axis=1, count=rows.shape[1]).astype(np.float32) * 2 - 1
             return signs / np.float32(np.sqrt(rows.shape[1]))
-        largest = max(encode.largest, float(np.abs(rows).max(initial=1e-12)))
-        limits = np.full((2, rows.shape[1]), largest, dtype=np.float32) * np.array([[-1], [1]], dtype=np.float32)
-        codes = quantize_embeddings(rows, "int8", ranges=limits).astype(np.float32)
-        return (codes + 1) * np.float32(largest / 127.5)  # the middle of each level
+        limits = np.repeat(np.float32([[-1], [1]]), rows.shape[1], axis=1)
+        largest = np.abs(rows).max(axis=1, keepdims=True).clip(1e-12)
+        scaled = rows / largest * np.float32(1 - 1e-6)  # within the last level, not on its edge
+        middles = quantize_embeddings(scaled, "int8", ranges=limits).astype(np.float32) + 1  # of each level
+        return middles / np.linalg.norm(middles, axis=1, keepdims=True)
 
     return coded
