@@ -21,8 +21,7 @@ DOCUMENTS = ["README.md", "docs/experiments.md"]
 
 # Commands that run only up to a stage here, the first that they change or the last that they are about.
 UP_TO = {
-    "dvc exp run -S seed=1": "data",
-    "dvc exp run -n v1 -S recipe=v1": "stage2",
+    "dvc exp run -S seed=1": "teacher",
     "dvc exp run -S recipe=v1": "stage2",
     "dvc exp run -S '++override.stage1.matryoshka_min_dim=0'": "stage1",
     "dvc exp run -S '++override.data.from=local'": "data",
@@ -89,7 +88,7 @@ def shrink(params: dict) -> None:
     nano["v1"]["stage2"] |= {"max_steps": 8}
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     nano["prune"] |= {"calibration_texts": 50, "leave_out": ["femto", "atto"]}
-    nano["prune"]["students"] |= {"pico": small}
+    nano["prune"]["students"] = dict.fromkeys(("pico", "femto", "atto"), small)
     nano["evaluate"] = {"benchmark": ["tickets-held-out"], "dims": [8], "precisions": []}
     params["sizes"]["0.6B"] = {"base": "nano", "prune": {"students": dict.fromkeys(("330M", "160M", "80M"), small)}}
 
@@ -177,6 +176,9 @@ def check_after(command: str, here: Path, output: str, kit: Path) -> None:
     """What a newcomer would look at next; and copies of local files, which the document asks for."""
     if command.startswith(("git clone", "cd ../second-tree")):
         shutil.copy(kit / "data" / "local" / "tickets.jsonl", here / "data" / "local")
+    if command == "dvc exp run -n v1 -S recipe=v1":
+        shown = run(here, "dvc", "exp", "show", "--csv", "--drop", ".*", "--keep", "Experiment|params.yaml:recipe")
+        assert {",v2", "v1,v1"} <= set(shown.splitlines()), "the last commit and the experiment"
     if command.startswith("dvc queue start"):
         wait_for_queue(here)
     if command == "dvc queue logs cold":
@@ -189,7 +191,7 @@ def check_after(command: str, here: Path, output: str, kit: Path) -> None:
         assert "stage 2 loss" in (here / "dvc_plots" / "index.html").read_text()
     if command.startswith("dvc exp apply"):
         assert f"'{command.split()[-1]}' have been applied" in output
-        assert "models/stage2" not in run(here, "dvc", "status"), "its models are not there"
+        assert "models/stage2" not in run(here, "dvc", "status", "stage2"), "its model is not there"
 
 
 def wait_for_queue(here: Path) -> None:
