@@ -391,6 +391,8 @@ def summary(
 @app.command()
 def readme() -> None:
     """Write the tables of README.md (results), docs/ablations.md and data/README.md (sources) between their marks."""
+    import pandas as pd
+
     from ..data.registry import load_registry
     from ..reporting import readme as tables
     from .ablations import claims, compare, experiments, family, first_arms, read_ablations
@@ -402,6 +404,8 @@ def readme() -> None:
     tables.write_between(folder / "README.md", tables.RESULT_MARKS, tables.results_markdown(*family(ablated)))
     claimed = tables.claims_markdown(claims(ablated, folder / "ablations.yaml"))
     tables.write_between(folder / "README.md", tables.CLAIM_MARKS, claimed)
+    language_model = tables.smollm2_markdown(pd.read_csv(folder / "results" / "smollm2.csv"))
+    tables.write_between(folder / "README.md", tables.SMOLLM2_MARKS, language_model)
     tables.write_between(folder / "docs" / "ablations.md", tables.ABLATION_MARKS, tables.ablations_markdown(compared))
     tables.write_between(folder / "data" / "README.md", tables.REGISTRY_MARKS, sources)
 

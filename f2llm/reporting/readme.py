@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.registry import PUBLISHED, Source
+from ..embedded.tasks import names_of_tasks
 from ..evaluation.results import by_origin
 from .tables import by_models, label, read_scores, table_by_type
 
 RESULT_MARKS = ("<!-- results: written by `f2llm readme` -->", "<!-- end of results -->")
 CLAIM_MARKS = ("<!-- claims: written by `f2llm readme` -->", "<!-- end of claims -->")
+SMOLLM2_MARKS = ("<!-- smollm2: written by `f2llm readme` -->", "<!-- end of smollm2 -->")
 ABLATION_MARKS = ("<!-- ablations: written by `f2llm readme` -->", "<!-- end of ablations -->")
 REGISTRY_MARKS = ("<!-- registry: written by `f2llm readme` -->", "<!-- end of registry -->")
 
@@ -43,6 +45,23 @@ def results_markdown(means: pd.DataFrame, halves: pd.DataFrame) -> str:
         cells = [f"{100 * score:.1f} ±{100 * halves.loc[kind, model]:.1f}" for model, score in row.items()]
         cells[row.argmax()] = f"**{cells[row.argmax()]}**"
         lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def smollm2_markdown(scores: pd.DataFrame) -> str:
+    """Scores times 100 of the models of results/smollm2.csv, in their order: means over public, own and all tasks.
+
+    scores: of `f2llm evaluate`, a row per model, task, split and subset. ValueError unless all have the same tasks.
+    """
+    by_task = scores.groupby(["task", "model"])["score"].mean().unstack()[scores["model"].unique()]
+    if by_task.isna().any(axis=None):
+        raise ValueError(f"not every model has every task:\n{by_task.to_string()}\nremedy: f2llm evaluate for the rest")
+    own = by_task.index.isin(names_of_tasks())
+    rows = {f"{sum(~own)} tasks of MTEB, English": by_task[~own], f"{sum(own)} tasks of the kit": by_task[own]}
+    names = ["before" if model == "backbone" else label(model) for model in by_task.columns]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for title, part in {**rows, "Mean of all": by_task}.items():
+        lines.append(f"| {title} | " + " | ".join(f"{100 * mean:.1f}" for mean in part.mean()) + " |")
     return "\n".join(lines)
 
 

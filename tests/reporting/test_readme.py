@@ -12,10 +12,12 @@ from f2llm.reporting.readme import (
     CLAIM_MARKS,
     REGISTRY_MARKS,
     RESULT_MARKS,
+    SMOLLM2_MARKS,
     WALKTHROUGH,
     ablations_markdown,
     claims_markdown,
     results_markdown,
+    smollm2_markdown,
     summary_lines,
     write_badge,
     write_between,
@@ -24,10 +26,12 @@ from f2llm.reporting.readme import (
 WRITTEN = [
     ("README.md", RESULT_MARKS),
     ("README.md", CLAIM_MARKS),
+    ("README.md", SMOLLM2_MARKS),
     ("docs/ablations.md", ABLATION_MARKS),
     ("data/README.md", REGISTRY_MARKS),
 ]
 READ = ("dvc.yaml", "params.yaml", "ablations.yaml", "data/sources.yaml", "results/ablations.csv")
+READ += ("results/smollm2.csv",)
 
 
 def test_results_have_intervals_and_the_best_of_each_row_in_bold():
@@ -39,6 +43,31 @@ def test_results_have_intervals_and_the_best_of_each_row_in_bold():
         "| Mean | 41.0 ±1.1 | **50.2 ±0.6** |",
         "| Retrieval | **50.0 ±0.0** | 49.0 ±2.0 |",
     ]
+
+
+def test_a_language_models_scores_are_means_over_splits_then_over_public_and_own_tasks():
+    rows = [
+        (model, task, split, score)
+        for model, task, split, score in [
+            ("backbone", "PackageClustering", "test", 0.1),
+            ("backbone", "Banking77Classification", "test", 0.2),
+            ("backbone", "XQuADRetrieval", "validation", 0.3),
+            ("backbone", "XQuADRetrieval", "test", 0.5),
+            ("half-distilled", "PackageClustering", "test", 0.4),
+            ("half-distilled", "Banking77Classification", "test", 0.5),
+            ("half-distilled", "XQuADRetrieval", "test", 0.6),
+        ]
+    ]
+    table = pd.DataFrame(rows, columns=["model", "task", "split", "score"])
+    assert smollm2_markdown(table).splitlines() == [
+        "| | before | half, distilled |",
+        "|---|---|---|",
+        "| 2 tasks of MTEB, English | 30.0 | 55.0 |",
+        "| 1 tasks of the kit | 10.0 | 40.0 |",
+        "| Mean of all | 23.3 | 50.0 |",
+    ]
+    with pytest.raises(ValueError, match="not every model has every task"):
+        smollm2_markdown(table.iloc[:-1])
 
 
 # The badge --------------------------------------------------------------------------------------
