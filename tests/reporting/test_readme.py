@@ -128,7 +128,7 @@ def test_the_verb_writes_every_table_into_its_own_file(tmp_path, monkeypatch):
     for name, (start, end) in WRITTEN:
         written, committed = (folder.joinpath(name).read_text(encoding="utf-8") for folder in (tmp_path, ROOT))
         table = written.split(start)[1].split(end)[0].strip()
-        assert table.startswith("|") and table.count("\n|") >= 8, name
+        assert table.startswith("|") and table.count("\n|") >= 4, name
         assert written == committed, f"{name} does not show the results; remedy: f2llm readme"
 
 
