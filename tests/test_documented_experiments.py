@@ -45,16 +45,16 @@ REFUSED = {
     "dvc exp run -S '++override.data.from=released' -S '++override.data.only=[squad, ocgi]'": "ocgi.parquet is missing",
 }
 
-# Run by another test, or by .ci/run; the last two are not run by anything: they need several machines.
+# Run by another test, or by .ci/run; or by nothing: here PATH is set, and there are no four machines.
 ELSEWHERE = {
     "make repro": ".ci/run",
     "make test": ".ci/run",
     "make lab": "tests/pipeline/test_jupyterlab.py::test_running_editing_around_and_saving",
-    "source .venv/bin/activate": ".ci/run",
+    "source .venv/bin/activate": "",
     "f2llm evaluate --verify": "tests/evaluation/test_verify.py::test_published_scores_of_eight_tasks",
     "f2llm fetch 0.6B": "tests/data/test_fetch.py::test_fetch_brings_the_backbone_and_the_teacher",
     "f2llm fetch 0.6B --recipe v1": "tests/data/test_fetch.py::test_fetch_brings_the_backbone_and_the_teacher",
-    "f2llm ablate": "tests/pipeline/test_ablations.py::test_",
+    "f2llm ablate": "tests/pipeline/test_ablations.py::test_after_a_kill_and_a_failure_the_same_call",
     "sbatch configs/slurm.sbatch stage1": "tests/pipeline/test_several_machines.py::test_the_slurm_script_trains",
     "python -m torch.distributed.run --nnodes=4 --rdzv-id=f2llm --rdzv-backend=c10d "
     "--rdzv-endpoint=FIRST_MACHINE:29500 --nproc-per-node=8 -m f2llm.pipeline.train_stage stage1": "",
@@ -184,7 +184,8 @@ def check_after(command: str, here: Path, output: str, kit: Path) -> None:
     if command == "dvc queue logs cold":
         assert "Running stage 'stage2'" in output and "Running stage 'stage1'" not in output
     if command.startswith("git checkout HEAD ."):
-        assert run(here, "git", "status", "--short") == "" and mean_of_stage2(here) == committed_mean(here, "HEAD")
+        assert run(here, "git", "status", "--short") == ""
+        assert "models/stage2" not in run(here, "dvc", "status", "stage2"), "its model is not there"
     if command.startswith("dvc exp diff"):
         assert "stage2.temperature" in output and "stage2.mean" in output
     if command.startswith("dvc plots diff"):
@@ -201,14 +202,6 @@ def wait_for_queue(here: Path) -> None:
         time.sleep(1)
 
 
-def mean_of_stage2(here: Path) -> float:
-    return json.loads((here / "results" / "metrics.json").read_text())["stage2"]["mean"]
-
-
-def committed_mean(here: Path, revision: str) -> float:
-    return json.loads(run(here, "git", "show", f"{revision}:results/metrics.json"))["stage2"]["mean"]
-
-
 def test_a_command_that_is_not_run_here_has_its_place():
     """Every exception is a command that a document has, and names a test that is there."""
     commands = {parts_of(line)[0] for _, lines in BLOCKS for line in lines}
@@ -216,4 +209,5 @@ def test_a_command_that_is_not_run_here_has_its_place():
     for command, place in ELSEWHERE.items():
         path, _, test = place.partition("::")
         text = (ROOT / path).read_text() if path else ""
-        assert (f"def {test}" in text) if test else (command in text or command.startswith("source") or not path)
+        found = f"def {test}" in text if test else not path or command.partition(" ")[2] in text
+        assert found, f"{command}: {place}"
