@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.harness import keep_freed_memory, write
 from f2llm.config import Config, HardNegatives, load_config
-from f2llm.pipeline import costs
-from f2llm.pipeline.costs import Work
-from f2llm.pipeline.measure import Order, measure, run
-from f2llm.pipeline.plan import Here
+from f2llm.pipeline.planning import costs
+from f2llm.pipeline.planning.costs import Work
+from f2llm.pipeline.planning.measure import Order, measure, run
+from f2llm.pipeline.planning.plan import Here
 from f2llm.store.hardware import GIB
 
 NANO = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}

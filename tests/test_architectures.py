@@ -31,7 +31,7 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.config import SHAPE as SHAPE_OF_BACKBONE
 from f2llm.config import Lora, Prune, Shape
 from f2llm.model import Embedder
-from f2llm.pipeline.costs import num_parameters
+from f2llm.pipeline.planning.costs import num_parameters
 from f2llm.prune import importance_scores, prune_to
 from f2llm.step import compute_losses, grad_cache_backward, prepare
 from f2llm.store.model_folder import ARCHITECTURES, LINEAR, OF_LLAMA

@@ -17,7 +17,7 @@ MODULES = {
     if path.name != "__init__.py"
 }
 PACKAGES = sorted(PACKAGE.rglob("__init__.py"))
-WINGS = {path.parent.name for path in PACKAGES} - {"f2llm", "store"}
+WINGS = {path.parent.name for path in PACKAGES} - {"f2llm", "store"}  # planning lies within pipeline
 
 
 def wing_of(module: str) -> str:
@@ -30,7 +30,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def test_the_rules_see_imports_at_all():
-    assert {"data", "embedded", "mining", "evaluation", "reporting", "pipeline"} == WINGS
+    assert {"data", "embedded", "mining", "evaluation", "reporting", "pipeline", "planning"} == WINGS
     assert imports_of("f2llm.resume") > {"f2llm.optimizer", "f2llm.store.checkpoint"}
     assert sum(wing_of(module) == "" for module in MODULES) > 10
 

@@ -1,1 +1,1 @@
-"""The pipeline around the method: command line, notebooks as stages, training processes, estimates, ablations."""
+"""The pipeline around the method: command line, notebooks as stages, training processes, ablations."""

@@ -67,7 +67,7 @@ def sizes(
     csv: Annotated[bool, typer.Option("--csv", help="the published values alone, as CSV")] = False,
 ) -> None:
     """List the sizes for model.size, under both recipes: shape, training, estimated memory, disk and hours."""
-    from .sizes import published_table, table_of_sizes
+    from .planning.sizes import published_table, table_of_sizes
 
     if csv:
         for row in published_table():
@@ -93,7 +93,7 @@ def plan(
 ) -> None:
     """Print what training costs on a machine: steps, operations, memory by part, hours; and what would make it fit."""
     from ..data.registry import load_registry
-    from .plan_table import Asked, planned
+    from .planning.table import Asked, planned
 
     _from_root()
     with _params_blamed():
@@ -113,7 +113,7 @@ def config(
     With OUT this is the stage `config`, the first of a run: it fails for a size that this machine cannot train, and if
     something that the configuration names is not there.
     """
-    from .plan import require_fits
+    from .planning.plan import require_fits
 
     (out,) = _from_root(out)
     with _params_blamed():
@@ -135,7 +135,7 @@ def teacher(
 ) -> None:
     """Copy the teacher of stage 2, a larger model, if the configuration names one (stage `teacher`)."""
     from .models import copy_teacher
-    from .plan import require_fits
+    from .planning.plan import require_fits
 
     (out,) = _from_root(out)
     with _params_blamed():
@@ -172,7 +172,7 @@ def run(
     """Run a notebook with papermill; the executed copy and its HTML go to runs/ (all other stages)."""
     from ..store.checkpoint import clear_finished
     from .launch import die_with_parent
-    from .plan import require_fits
+    from .planning.plan import require_fits
 
     if "DVC_STAGE" in os.environ:
         die_with_parent()  # so that the stage ends when DVC is killed

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from ..config import Config, Machine, read_yaml, resolve, root
-from ..data.registry import Source, load_registry
-from ..store.hardware import GIB, Gpu, gpus_here, sheet_of
+from ...config import Config, Machine, read_yaml, resolve, root
+from ...data.registry import Source, load_registry
+from ...store.hardware import GIB, Gpu, gpus_here, sheet_of
 from . import costs
 from .costs import Work, num_parameters, shape_of
 

@@ -1,7 +1,7 @@
 """The sizes of params.yaml as a table: the published shapes and trainings, and what they need here."""
 
-from ..config import Config, load_config, read_yaml, root
-from ..data.registry import load_registry
+from ...config import Config, load_config, read_yaml, root
+from ...data.registry import load_registry
 from . import plan
 from .costs import num_parameters, shape_of
 from .plan import fits, frugal, gpus_or_reference, needs, own_parameters, shown, sizes_of, student_of

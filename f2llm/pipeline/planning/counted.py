@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ..batches import Batch, HomogeneousBatches
-from ..config import Config
-from ..data.registry import Source, choose_sources
-from ..embedded.tasks import names_of_tasks
-from ..evaluation.benchmarks import EMBEDDED
-from ..store.tuples import OWN, TupleStore, load_tasks
-from ..teacher import most_rows
+from ...batches import Batch, HomogeneousBatches
+from ...config import Config
+from ...data.registry import Source, choose_sources
+from ...embedded.tasks import names_of_tasks
+from ...evaluation.benchmarks import EMBEDDED
+from ...store.tuples import OWN, TupleStore, load_tasks
+from ...teacher import most_rows
 from .costs import Work
 
 BACKBONE = Path("models/backbone")

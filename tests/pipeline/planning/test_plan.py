@@ -12,9 +12,10 @@ from conftest import ROOT, STAGE_NOTEBOOKS
 from transformers import Qwen3Config, Qwen3Model
 
 from f2llm.config import load_config, read_yaml, resolve
-from f2llm.pipeline import cli, costs, plan
-from f2llm.pipeline.costs import num_parameters, rows_of, shape_of
-from f2llm.pipeline.plan import Here, sizes_of
+from f2llm.pipeline import cli
+from f2llm.pipeline.planning import costs, plan
+from f2llm.pipeline.planning.costs import num_parameters, rows_of, shape_of
+from f2llm.pipeline.planning.plan import Here, sizes_of
 from f2llm.store import hardware
 from f2llm.store.hardware import Gpu
 
@@ -197,8 +198,10 @@ def test_what_needs_less_memory_is_no_other_method(of_recipe, registry):
         assert least.gpu_gib < wanted.gpu_gib and least.hours >= wanted.hours and least.disk_gib == wanted.disk_gib
 
 
-def test_the_size_that_the_readme_trains_fits_one_gpu(params, registry):
-    found = re.search(r"-S model\.size=(\S+) -S machine\.token_budget=(\d+)", (ROOT / "README.md").read_text())
+def test_a_published_size_that_is_trained_in_the_documents_fits_one_gpu(params, registry):
+    found = re.search(
+        r"-S model\.size=(\S+) -S machine\.token_budget=(\d+)", (ROOT / "docs" / "experiments.md").read_text()
+    )
     params["machine"]["token_budget"] = int(found[2])
     assert plan.fits(resolve(params, found[1]), registry, Here([plan.REFERENCE], 10_000))
     params["machine"]["token_budget"] *= 2

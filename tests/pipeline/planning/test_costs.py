@@ -13,11 +13,11 @@ from f2llm.batches import HomogeneousBatches
 from f2llm.config import TRAINING_STAGES, HardNegatives, read_yaml, resolve
 from f2llm.optimizer import build_optimizer
 from f2llm.packing import make_pack
-from f2llm.pipeline import costs, counted, measure, plan, plan_table, steps
-from f2llm.pipeline.costs import Work
-from f2llm.pipeline.measure import Order, Took
-from f2llm.pipeline.plan import Here, Measured
-from f2llm.pipeline.plan_table import Asked
+from f2llm.pipeline.planning import costs, counted, measure, plan, steps, table
+from f2llm.pipeline.planning.costs import Work
+from f2llm.pipeline.planning.measure import Order, Took
+from f2llm.pipeline.planning.plan import Here, Measured
+from f2llm.pipeline.planning.table import Asked
 from f2llm.store.hardware import GIB, SHEETS, Gpu, gpu_named, preset_for
 
 SHAPE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
@@ -172,8 +172,8 @@ def test_a_gpu_that_no_preset_suits_is_planned_all_the_same(config, registry, mo
     lines = lines_of(config, registry, monkeypatch)
     assert not any("preset" in line for line in lines)
     monkeypatch.setattr(plan, "machine_here", lambda config: Here([Gpu("Some GPU", 8)], 1000, 16))
-    monkeypatch.setattr(plan_table, "_measured", lambda *_: None)
-    lines = plan_table.planned(config, registry, Asked())
+    monkeypatch.setattr(table, "_measured", lambda *_: None)
+    lines = table.planned(config, registry, Asked())
     assert not any("preset" in line for line in lines) and lines[-1].startswith("fits: ")
 
 
@@ -215,8 +215,8 @@ def test_settings_that_are_named_fit_and_change_only_the_machine(params, registr
 def lines_of(config, registry, monkeypatch, **asked):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(plan, "machine_here", lambda config: Here([], 1000, 16))
-    monkeypatch.setattr(plan_table, "_measured", lambda *_: None)
-    return plan_table.planned(config, registry, Asked(**asked))
+    monkeypatch.setattr(table, "_measured", lambda *_: None)
+    return table.planned(config, registry, Asked(**asked))
 
 
 def test_the_table_has_a_figure_and_its_origin_in_every_row(params, registry, monkeypatch):

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, replace
 from math import ceil, inf
 
-from ..config import SHAPE, Config, Lora, Machine, Training
-from ..data.registry import Source, choose_sources
-from ..store.hardware import GIB, Gpu, sheet_of
+from ...config import SHAPE, Config, Lora, Machine, Training
+from ...data.registry import Source, choose_sources
+from ...store.hardware import GIB, Gpu, sheet_of
 
 # [v1] section on data: means of both columns of lengths over its 36 retrieval sets, weighted by their queries.
 # [assumed] for all tasks and for v2, which publishes no lengths; longer texts are cut at max_tokens.

@@ -1,4 +1,4 @@
-"""Takes the steps of an order of `f2llm.pipeline.measure` with the training loop, and says how long they took."""
+"""Takes the steps of an order of `measure` with the training loop, and says how long they took."""
 
 import time
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from .. import lora
-from ..batches import Batch
-from ..config import SHAPE
-from ..model import Embedder, device_and_dtype
-from ..optimizer import build_optimizer
-from ..step import clip_gradients, embed_without_gradient, prepare
-from ..store.tuples import TupleStore
-from ..train import train
+from ... import lora
+from ...batches import Batch
+from ...config import SHAPE
+from ...model import Embedder, device_and_dtype
+from ...optimizer import build_optimizer
+from ...step import clip_gradients, embed_without_gradient, prepare
+from ...store.tuples import TupleStore
+from ...train import train
 from .costs import Work, num_parameters
 from .counted import BACKBONE, batches_of, sampled
 from .measure import Order, Took, few
@@ -137,7 +137,7 @@ def _random(work: Work) -> tuple[list[Batch], dict[str, list[np.ndarray]]]:
 
 def _real(order: Order, model: Embedder) -> tuple[Chosen, dict | None]:
     """(the batches that the plan has counted, the first one twice; stored token ids of their documents)."""
-    from .train_stage import stored_tokens
+    from ..train_stage import stored_tokens
 
     batches = batches_of(order.work, order.config, TupleStore())
     stored = sum(len(batches.store.documents[name]) for name in batches.rows) <= FEW_DOCUMENTS

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import TRAINING_STAGES, Config, names_of_models, read_yaml, root
-from ..data.registry import Source
-from ..store.checked import closest
-from ..store.hardware import GIB, gpu_named, presets_for, sheet_of
+from ...config import TRAINING_STAGES, Config, names_of_models, read_yaml, root
+from ...data.registry import Source
+from ...store.checked import closest
+from ...store.hardware import GIB, gpu_named, presets_for, sheet_of
 from . import costs, plan
 from .costs import Work
 from .plan import Cost, Here, Measured, command, cost, num_processes, room, settings_that_fit

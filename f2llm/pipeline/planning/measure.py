@@ -3,7 +3,7 @@
 Weights are random, which does not change the speed. Texts are those of the stage where its data are there, else random
 token ids of the plan's lengths. What would take too long is measured on fewer queries and at two depths, and scaled.
 
-python -m f2llm.pipeline.measure: reads an `Order` from its input, prints what it took as JSON.
+python -m f2llm.pipeline.planning.measure: reads an `Order` from its input, prints what it took as JSON.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ..config import Config, Machine, Training
-from ..store.checked import build
-from ..store.files import whole_file
-from ..store.hardware import GIB
+from ...config import Config, Machine, Training
+from ...store.checked import build
+from ...store.files import whole_file
+from ...store.hardware import GIB
+from ..launch import environment
 from . import costs
 from .costs import Work
-from .launch import environment
 from .plan import Here, Measured, cost, num_processes, room
 
 # Operations of a step that is measured as it is: a few seconds of a CPU thread, or of a GPU.
@@ -187,7 +187,7 @@ def run(order: Order, here: Here) -> Took:
             f"{order.work.name} needs {needed:,.1f} GiB for {len(order.work.lengths)} steps to measure, but here are "
             f"{room(here):,.1f}; remedy: less memory, as the plan without --measure says"
         )
-    command = [sys.executable, "-m", "f2llm.pipeline.measure"]
+    command = [sys.executable, "-m", "f2llm.pipeline.planning.measure"]
     done = subprocess.run(command, input=written(order), capture_output=True, env=environment())
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
