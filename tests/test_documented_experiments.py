@@ -33,7 +33,9 @@ UP_TO = {
     "-S '++override.training.learning_rate=1e-4'": "stage1",
     "dvc exp run -S '++override.stage2.lora.rank=16' -S '++override.stage2.lora.targets=[q_proj, v_proj]'": "stage2",
     "dvc exp run -S '++override.training.lora.rank=16' -S '++override.training.lora.dora=true'": "stage1",
-    "dvc exp run -S model.size=0.6B -S '++override.teacher=experiment:my-1.7B'": "teacher",
+    "dvc exp run -S model.size=0.6B -S '++override.teacher=experiment:my-1.7B'": (
+        "-S '++override.stage2.distillation_weight=1.0' teacher"  # the small 0.6B has no teacher of its own
+    ),
 }
 
 # What a command says where there is no network and no mirror: one line that names the remedy.
@@ -90,6 +92,7 @@ def shrink(params: dict) -> None:
     nano["prune"] |= {"calibration_texts": 50, "leave_out": ["femto", "atto"]}
     nano["prune"]["students"] = dict.fromkeys(("pico", "femto", "atto"), small)
     nano["evaluate"] = {"benchmark": ["tickets-held-out"], "dims": [8], "precisions": []}
+    params["sizes"]["smollm2"]["data"]["from"] = "embedded"  # whose base is nano, too
     params["sizes"]["0.6B"] = {"base": "nano", "prune": {"students": dict.fromkeys(("330M", "160M", "80M"), small)}}
 
 

@@ -88,7 +88,9 @@ def test_an_interrupt_ends_the_command_with_one_line_and_its_kernel(folder, time
     for _ in range(times):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.3)
-    assert end(process) == (130, "stopped; the same command resumes")
+    status, said = end(process)
+    assert said == "stopped; the same command resumes"
+    assert status in (130, -signal.SIGINT), "a shell shows 130 for both; the second may come while Python ends"
     kernel = int((folder / "kernel").read_text())
     until(lambda: not is_alive(kernel))
 
